@@ -1,0 +1,207 @@
+"""The only file that touches Keras' private parts. Each name used here has a test in ``tests/contract/test_keras_seam.py``
+that says which Keras version changed it.
+
+Works with Keras 3.10 to 3.15. Framework-neutral: what differs by framework is in ``on_tensorflow``, ``on_jax``, ``on_torch``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras.src import backend as keras_backend
+from keras.src.losses import loss as keras_loss
+from keras.src.trainers.data_adapters import array_data_adapter, data_adapter, data_adapter_utils
+
+
+def framework() -> str:
+    """The name of the framework that this process' Keras runs on."""
+    return str(keras.backend.backend())
+
+
+def flatten(structure: Any) -> list[Any]:
+    """The leaves of a nested structure that are not None."""
+    return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
+
+
+def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
+    """The structure with the function applied to each leaf; None stays None."""
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), structure)
+
+
+# The train step
+
+
+def overrides(model: Any, method: str) -> bool:
+    """Whether the user's class, not Keras, defines a method of the model."""
+    owner = next(cls for cls in type(model).__mro__ if method in vars(cls))
+    return method in vars(model) or not owner.__module__.startswith("keras.src.")
+
+
+def forward(model: Any, x: Any, *, training: bool) -> Any:
+    """The model's outputs, with ``training`` passed where its call takes it."""
+    return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+def forward_arguments(model: Any, *, training: bool) -> dict[str, bool]:
+    """The keyword arguments of ``stateless_call`` that say whether the model trains."""
+    return {"training": training} if model._call_has_training_arg else {}
+
+
+def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+    """The model's training loss, through the user's ``compute_loss`` where there is one."""
+    return model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+
+
+def steps_on_iterator(model: Any, step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """JAX: a train function for the epoch loop around ``step(state, data)``, with ``steps_per_execution``."""
+    return model._make_function(step)
+
+
+def set_attribute(model: Any, name: str, value: Any) -> None:
+    """Sets a plain Python attribute past the tracking of Keras and the framework."""
+    object.__setattr__(model, name, value)
+
+
+def is_distributed(model: Any) -> bool:
+    """Whether the model trains on several devices: ``keras.distribution``, a TensorFlow strategy, or torch's DDP."""
+    if keras.distribution.distribution() is not None or getattr(model, "ddp_model", None) is not None:
+        return True
+    strategy = getattr(model, "_distribute_strategy", None)
+    return strategy is not None and strategy.num_replicas_in_sync > 1
+
+
+def symbolic_build(model: Any, batch: Any) -> None:
+    """Creates weights, metrics, losses and optimizer slots from the shapes of a batch, as ``fit`` would.
+
+    Args:
+        model: A compiled model.
+        batch: ``(x, y, sample_weight)`` of anything with ``shape`` and ``dtype``.
+    """
+    model._symbolic_build(data_batch=data_adapter_utils.pack_x_y_sample_weight(*batch))
+
+
+def is_built(model: Any) -> bool:
+    """Whether model, metrics, loss and optimizer have all their variables."""
+    parts = [model._compile_metrics, model._compile_loss, model.optimizer]
+    return all(layer.built for layer in model._flatten_layers()) and all(p is None or p.built for p in parts)
+
+
+def flat_layers(model: Any) -> list[Any]:
+    """Every layer of the model, nested ones included, the model itself not."""
+    return list(model._flatten_layers(include_self=False))
+
+
+# Losses
+
+
+def compiled_losses(model: Any) -> list[Any]:
+    """The ``keras.losses.Loss`` objects of a built model, one for each compiled loss."""
+    return [] if model._compile_loss is None else [entry.loss for entry in model._compile_loss._flat_losses or []]
+
+
+@contextlib.contextmanager
+def replaced_losses(model: Any, replace: Callable[[int, Any], Callable[..., Any]]) -> Iterator[None]:
+    """Inside, each compiled loss is called through ``replace(index, loss)`` and updates no metric."""
+    compiled = model._compile_loss
+    if compiled is None:
+        yield
+        return
+    if not compiled.built:
+        raise RuntimeError("The compiled loss is not built; call symbolic_build with the shapes of a batch first.")
+    losses, metrics = compiled._flat_losses, compiled._metrics
+    compiled._flat_losses = [entry._replace(loss=replace(i, entry.loss)) for i, entry in enumerate(losses)]
+    compiled._metrics = [_NoMetric() for _ in losses]
+    try:
+        yield
+    finally:
+        compiled._flat_losses, compiled._metrics = losses, metrics
+
+
+class _NoMetric:
+    """Stands in for the metric of one output while a part of a batch is computed."""
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def overridden_losses(model: Any, losses: list[Any]) -> Iterator[None]:
+    """Inside, ``model.losses`` is the given list."""
+    previous = model._losses_override
+    set_attribute(model, "_losses_override", losses)
+    try:
+        yield
+    finally:
+        set_attribute(model, "_losses_override", previous)
+
+
+def num_weight_losses(model: Any) -> int:
+    """How many entries, at the end of ``model.losses``, are weight regularizers."""
+    return sum(variable.regularizer is not None for variable in model.trainable_weights)
+
+
+def update_loss_metrics(model: Any, total: Any, outputs: list[Any], num_samples: Any, known_samples: Any) -> None:
+    """Records the losses of a whole batch as the plain step would: the total, and each output's where there are several.
+
+    Args:
+        model: A compiled and built model.
+        total: The loss of the batch.
+        outputs: Each compiled loss, before its loss weight.
+        num_samples: Samples of the batch.
+        known_samples: The same where the traced shape knows it, else None: the weight that Keras gives each output's loss.
+    """
+    model._loss_tracker.update_state(total, sample_weight=num_samples)
+    metrics = [] if model._compile_loss is None else model._compile_loss.metrics
+    if metrics and len(metrics) == len(outputs):
+        for metric, value in zip(metrics, outputs, strict=True):
+            metric.update_state(value, sample_weight=known_samples)
+
+
+def mask_of(tensor: Any) -> Any | None:
+    """The Keras mask that travels with a tensor."""
+    return keras_backend.get_keras_mask(tensor)
+
+
+def weight_of_entries(sample_weight: Any, mask: Any, *, dtype: str) -> Any:
+    """Sample weight and mask merged as ``mean_with_sample_weight`` merges them."""
+    return keras_loss.apply_mask(sample_weight, mask, dtype=dtype, reduction="mean_with_sample_weight")
+
+
+def makes_masks(model: Any) -> bool:
+    """Whether some layer of the model, or some loss, may put a mask on what the loss sees."""
+    layers = any(
+        overrides(layer, "compute_mask") or type(layer).compute_mask is not keras.layers.Layer.compute_mask
+        for layer in flat_layers(model)
+    )
+    losses = any(not isinstance(loss, _PLAIN_LOSSES) for loss in compiled_losses(model))
+    return layers or losses or any(hasattr(leaf, "_keras_mask") for leaf in getattr(model, "inputs", None) or ())
+
+
+_PLAIN_LOSSES = (keras.losses.MeanSquaredError, keras.losses.MeanAbsoluteError, keras.losses.CategoricalCrossentropy)
+
+
+# Data
+
+
+DataAdapter = data_adapter.DataAdapter
+"""What ``fit`` accepts as ``x`` beside arrays and data sets (``get_data_adapter`` passes it through)."""
+
+
+def array_order(num_samples: int, *, batch_size: int, shuffle: Any) -> Any:
+    """Keras' own array adapter over ``range(num_samples)``: yields the indices of each batch in the order of ``fit``."""
+    import numpy as np
+
+    return array_data_adapter.ArrayDataAdapter(np.arange(num_samples), batch_size=batch_size, shuffle=shuffle)
+
+
+def class_weights(y: Any, class_weight: Any) -> Any:
+    """One sample weight for each label, as ``fit(class_weight=...)`` computes them."""
+    return data_adapter_utils.class_weight_to_sample_weights(y, class_weight)
+
+
+def are_arrays(structure: Any) -> bool:
+    """Whether ``fit`` would take the structure as arrays."""
+    return bool(array_data_adapter.can_convert_arrays(structure))

@@ -1,0 +1,194 @@
+"""JAX: a Python loop of jitted calls, one for each part, then one that updates; buffers are donated from call to call.
+
+On a CPU the loop costs about nothing and frees a part's activations before the next; ``lax.scan`` ran convolutions five
+times slower, and parts unrolled in one program lose the saving to XLA's scheduler (docs: facts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+from memfit.backends import keras_seam
+from memfit.backends.shares import Shares
+from memfit.records import Split
+
+
+def attach(model: Any, split: Split) -> Callable[[], None]:
+    """Puts the micro-batched train step on the model; returns the function that takes it off."""
+    previous = model.train_function
+    keras_seam.set_attribute(model, "train_function", keras_seam.steps_on_iterator(model, Step(model, split)))
+
+    def detach() -> None:
+        keras_seam.set_attribute(model, "train_function", previous)
+
+    return detach
+
+
+def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
+    """Loss and gradients of one batch in training mode; the model's variables are not touched."""
+    trainable, others, metrics = _values(model)
+    optimizer = [variable.value for variable in model.optimizer.variables]
+    if split is None:
+
+        def loss_of(trainable: Any) -> Any:
+            loss, _ = model.compute_loss_and_updates(
+                trainable, others, metrics, *batch, training=True, optimizer_variables=optimizer
+            )
+            return loss
+
+        loss, grads = jax.value_and_grad(loss_of)(trainable)
+        scale = _loss_scale(model)
+        return float(loss) / scale, [np.asarray(gradient) / scale for gradient in grads]
+    step = Step(model, split)
+    total, grads = step.gradients((trainable, others, optimizer, metrics), batch)
+    scale = _loss_scale(model)
+    return float(total), [np.asarray(gradient) / scale for gradient in grads]
+
+
+def _loss_scale(model: Any) -> float:
+    return float(model.optimizer.scale_loss(1.0))
+
+
+def _values(model: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    variables = (model.trainable_variables, model.non_trainable_variables, model.metrics_variables)
+    return tuple([variable.value for variable in group] for group in variables)  # type: ignore[return-value]
+
+
+class Step:
+    """The micro-batched train step: ``step(state, data) -> (logs, state)``, as Keras' JAX trainer calls it."""
+
+    def __init__(self, model: Any, split: Split) -> None:
+        self._model = model
+        self._size = split.micro_batch_size
+        self._shares = Shares(model, split)
+        self._own_loss = keras_seam.overrides(model, "compute_loss")
+        self._counted: dict[bool, bool] = {}
+        jit = model.jit_compile and not model.run_eagerly
+        self._part_jit = jax.jit(self.part, donate_argnums=(1, 2, 4)) if jit else self.part
+        self._update_jit = jax.jit(self.update, donate_argnums=(0, 2, 3)) if jit else self.update
+        self._counts_jit = jax.jit(self.counts) if jit else self.counts
+
+    def __call__(self, state: Any, data: Any) -> tuple[Any, Any]:
+        trainable, others, optimizer, metrics = state
+        batch = keras.utils.unpack_x_y_sample_weight(data)
+        sums, others, metrics, logs = self._accumulate((trainable, others, optimizer, metrics), batch, donate=True)
+        update = self._update_jit(trainable, others, optimizer, metrics, sums, logs, _num_samples(batch))
+        trainable, others, optimizer, metrics, logs = update
+        return logs, (trainable, others, optimizer, metrics)
+
+    def gradients(self, state: Any, batch: Any) -> tuple[Any, list[Any]]:
+        """Loss and (loss-scaled) gradients of a batch; nothing is donated."""
+        (total, _, grads), *_ = self._accumulate(state, batch, donate=False)
+        return total, grads
+
+    def _accumulate(self, state: Any, batch: Any, *, donate: bool) -> tuple[Any, Any, Any, Any]:
+        trainable, others, optimizer, metrics = state
+        num_samples = _num_samples(batch)
+        counts = self._total_counts(trainable, others, batch)
+        part = self._part_jit if donate else self.part
+        sums = self._zeros(trainable)
+        logs: Any = {}
+        for piece in _parts(batch, num_samples, self._size):
+            fraction = np.float32(_num_samples(piece) / num_samples)
+            others, metrics, sums, logs = part(trainable, others, metrics, optimizer, sums, piece, fraction, counts)
+        return sums, others, metrics, logs
+
+    def part(
+        self, trainable: Any, others: Any, metrics: Any, optimizer: Any, sums: Any, part: Any, fraction: Any, counts: Any
+    ) -> tuple[Any, Any, Any, Any]:
+        """Adds one part's loss and gradients to ``sums``, updates state and metrics."""
+        model = self._model
+        x, y, sample_weight = part
+
+        def loss_of(trainable: Any) -> Any:
+            y_pred, new_others, losses = model.stateless_call(
+                trainable, others, x, return_losses=True, **keras_seam.forward_arguments(model, training=True)
+            )
+            mapping = [
+                *zip(model.trainable_variables, trainable, strict=True),
+                *zip(model.non_trainable_variables, new_others, strict=True),
+                *zip(model.metrics_variables, metrics, strict=True),
+                *zip(model.optimizer.variables, optimizer, strict=True),
+            ]
+            with keras.StatelessScope(mapping) as scope, keras_seam.overridden_losses(model, losses):
+                share = self._shares.share(part, y_pred, losses=losses, fraction=fraction, counts=counts)
+                scaled = model.optimizer.scale_loss(share.total)
+            new_others = [scope.get_current_value(variable) for variable in model.non_trainable_variables]
+            new_metrics = [scope.get_current_value(variable) for variable in model.metrics_variables]
+            return scaled, (share, y_pred, new_others, new_metrics)
+
+        (_, (share, y_pred, new_others, new_metrics)), grads = jax.value_and_grad(_flat(loss_of), has_aux=True)(trainable)
+        with keras.StatelessScope(list(zip(model.metrics_variables, new_metrics, strict=True))) as scope:
+            logs = model.compute_metrics(x, y, y_pred, sample_weight)
+        new_metrics = [scope.get_current_value(variable) for variable in model.metrics_variables]
+        total, outputs, accumulated = sums
+        share_total, share_outputs = share
+        outputs = [a + b for a, b in zip(outputs, share_outputs, strict=True)]
+        accumulated = [a + gradient for a, gradient in zip(accumulated, grads, strict=True)]
+        return new_others, new_metrics, (total + share_total, outputs, accumulated), logs
+
+    def update(
+        self, trainable: Any, others: Any, optimizer: Any, metrics: Any, sums: Any, logs: Any, num_samples: Any
+    ) -> tuple[Any, Any, Any, Any, Any]:
+        """One optimizer update from the summed gradients, the loss metrics, and the batch's logs."""
+        model = self._model
+        total, outputs, grads = sums
+        trainable, optimizer = model.optimizer.stateless_apply(optimizer, grads, trainable)
+        with keras.StatelessScope(list(zip(model.metrics_variables, metrics, strict=True))) as scope:
+            self._shares.finish(total, outputs, num_samples, num_samples)
+            logs = {**logs, **model.get_metrics_result()}
+        metrics = [scope.get_current_value(variable) for variable in model.metrics_variables]
+        return trainable, others, optimizer, metrics, logs
+
+    def counts(self, trainable: Any, others: Any, part: Any) -> list[Any]:
+        """The part's data-dependent denominators; XLA drops all else of the forward pass."""
+        model = self._model
+        x, y, sample_weight = part
+        arguments = keras_seam.forward_arguments(model, training=False)
+        y_pred, _ = model.stateless_call(trainable, others, x, **arguments)
+        with keras.StatelessScope():
+            return self._shares.counts(x, y, y_pred, sample_weight)
+
+    def _total_counts(self, trainable: Any, others: Any, batch: Any) -> list[Any] | None:
+        weighted = batch[2] is not None
+        if not self._counted.setdefault(weighted, self._shares.may_count):
+            return None
+        totals: list[Any] | None = None
+        for part in _parts(batch, _num_samples(batch), self._size):
+            counts = self._counts_jit(trainable, others, part)
+            if all(count is None for count in counts):
+                self._counted[weighted] = False
+                return None
+            added = [None if a is None else a + b for a, b in zip(totals or counts, counts, strict=True)]
+            totals = counts if totals is None else added
+        return totals
+
+    def _zeros(self, trainable: Any) -> tuple[Any, list[Any], list[Any]]:
+        num_outputs = 0 if self._own_loss else len(keras_seam.compiled_losses(self._model))
+        zeros = [jax.numpy.zeros_like(value) for value in trainable]
+        dtype = keras.config.floatx()
+        return jax.numpy.zeros((), dtype), [jax.numpy.zeros((), dtype) for _ in range(num_outputs)], zeros
+
+
+def _flat(loss_of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The loss function with its Share record as a tuple, which JAX can return."""
+
+    def call(trainable: Any) -> Any:
+        loss, (share, *rest) = loss_of(trainable)
+        return loss, ((share.total, share.outputs), *rest)
+
+    return call
+
+
+def _num_samples(batch: Any) -> int:
+    return int(keras_seam.flatten(batch)[0].shape[0])
+
+
+def _parts(batch: Any, num_samples: int, size: int) -> Iterator[Any]:
+    for start in range(0, num_samples, size):
+        yield keras_seam.map_leaves(lambda leaf, start=start: leaf[start : start + size], batch)

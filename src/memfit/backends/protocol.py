@@ -1,0 +1,58 @@
+"""The seam between memfit and a framework: what each of ``on_tensorflow``, ``on_jax`` and ``on_torch`` answers.
+
+Nothing outside this folder names a framework. Ask the backend, never which backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from memfit.records import DeviceMemory, Estimate, Split
+
+
+class Backend(Protocol):
+    """A framework under Keras. Every method is safe to call before, between and after runs."""
+
+    name: str
+    """The value of ``keras.backend.backend()``."""
+
+    def device_memory(self) -> DeviceMemory | None:
+        """The accelerator's memory as the framework sees it, or None where training lives in host memory."""
+
+    def release(self) -> None:
+        """Gives cached memory back to the system, as far as the framework can."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether the error, or one that it came from, is the framework's out-of-memory error."""
+
+    def step_bytes(self, model: Any, batch: Any, split: Split | None) -> Estimate | None:
+        """Bytes that one training step takes on top of what is held between steps, from an analysis that runs nothing.
+
+        Args:
+            model: A built and compiled Keras model.
+            batch: ``(x, y, sample_weight)`` of ``records.TensorSpec`` with the real batch size.
+            split: How the batch is split, or None for the plain step.
+
+        Returns:
+            The estimate, or None where this framework cannot analyse the step (the caller then asks a probe).
+        """
+
+    def attach(self, model: Any, split: Split) -> Callable[[], None]:
+        """Puts the micro-batched train step on the model.
+
+        Returns:
+            A function that takes it off again and leaves the model as it was.
+        """
+
+    def gradients(self, model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
+        """Loss and gradients of one batch in training mode, the model's state left as it was.
+
+        Args:
+            model: A built and compiled Keras model.
+            batch: ``(x, y, sample_weight)`` of numpy arrays.
+            split: How the batch is split, or None for the plain step's gradients.
+
+        Returns:
+            The loss, and one numpy array (or None) for each trainable weight.
+        """

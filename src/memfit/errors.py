@@ -1,0 +1,35 @@
+"""Everything memfit raises.
+
+MemfitError
+├── ArgumentError (ValueError)     an argument cannot work; nothing was changed
+│   └── BudgetError                the budget is zero, negative, unreadable, or more than the machine has
+├── DoesNotFitError (MemoryError)  no plan fits the budget; raised before any training
+├── OutOfMemoryError (MemoryError) training ran out of memory and no smaller plan was left
+└── ProbeError                     a probe could not be made at all (not the same as "does not fit")
+"""
+
+from __future__ import annotations
+
+
+class MemfitError(Exception):
+    """Base of every error that memfit raises on purpose."""
+
+
+class ArgumentError(MemfitError, ValueError):
+    """An argument cannot work. The model and the data are untouched."""
+
+
+class BudgetError(ArgumentError):
+    """The budget is zero, negative, unreadable, or more than the machine has."""
+
+
+class DoesNotFitError(MemfitError, MemoryError):
+    """No plan fits the budget. Raised before any training; the model is untouched."""
+
+
+class OutOfMemoryError(MemfitError, MemoryError):
+    """Training ran out of memory and no smaller plan was left to try."""
+
+
+class ProbeError(MemfitError):
+    """A probe could not be made: the model cannot be shipped, or the child could not start."""

@@ -1,0 +1,311 @@
+"""READ FIRST: the frozen records that the stages hand to one another.
+
+budget -> profile -> plan -> probe -> execute -> guard -> report: each stage takes records and returns records. Bytes are
+``int``. A number says where it came from, a decision carries its reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from memfit import units
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What this process holds at one moment.
+
+    Attributes:
+        host_bytes: Anonymous (not reclaimable) resident bytes of the process.
+        device_bytes: Bytes taken on the accelerator, or None where there is none.
+        source: Where the numbers were read.
+    """
+
+    host_bytes: int
+    device_bytes: int | None
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceMemory:
+    """An accelerator's memory as the framework sees it.
+
+    Attributes:
+        kind: "gpu" or "tpu".
+        total_bytes: What the framework may ever allocate there.
+        used_bytes: What live tensors of this process take there.
+        peak_bytes: The highest ``used_bytes`` so far, as the framework's allocator counted it.
+    """
+
+    kind: str
+    total_bytes: int
+    used_bytes: int
+    peak_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """Shape, batch axis first, and dtype name of one array of a batch."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How a batch is split into parts inside one train step.
+
+    Attributes:
+        micro_batch_size: Samples of a part; the last part of a batch may be smaller.
+        call_losses: Whether a loss from ``add_loss`` or an activity regularizer is a "mean" over the samples, so that a
+            part counts by its share of the batch, or a "sum", so that parts add up. Found by the separability test.
+        scalar_losses: The same for a compiled loss whose function returns one number instead of one per sample.
+    """
+
+    micro_batch_size: int
+    call_losses: str = "mean"
+    scalar_losses: str = "mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What training may take: a ceiling on the whole process, what it holds already included.
+
+    Attributes:
+        host_bytes: Ceiling on the anonymous resident bytes of this process.
+        source: Where the host number came from, as a sentence.
+        device_bytes: Ceiling on the bytes of the accelerator, or None where training lives in host memory.
+        device_source: Where the device number came from.
+    """
+
+    host_bytes: int
+    source: str
+    device_bytes: int | None = None
+    device_source: str | None = None
+
+    @property
+    def limiting_bytes(self) -> int:
+        """Bytes of the memory that holds the training step: the device's, or the host's where there is no device."""
+        return self.host_bytes if self.device_bytes is None else self.device_bytes
+
+    def __str__(self) -> str:
+        host = f"{units.text(self.host_bytes)} of host memory ({self.source})"
+        if self.device_bytes is None:
+            return host
+        return f"{units.text(self.device_bytes)} of device memory ({self.device_source}) and {host}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A predicted number of bytes.
+
+    Attributes:
+        bytes: The prediction.
+        margin: What the prediction may be short of; ``upper`` holds both.
+        source: The method: "graph liveness", "compiled", "fake tensors", "probe", "layer shapes", "scripted".
+    """
+
+    bytes: int
+    margin: int
+    source: str
+
+    @property
+    def upper(self) -> int:
+        return self.bytes + self.margin
+
+    def __str__(self) -> str:
+        return f"{units.text(self.bytes)} + {units.text(self.margin)} margin ({self.source})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Consumer:
+    """One named holder of memory: a layer's activations, the optimizer state, the inputs.
+
+    Attributes:
+        name: The layer's path or the category.
+        kind: The layer's class, or "weights", "gradients", "optimizer state", "inputs".
+        bytes: What it holds, at the profile's batch size.
+    """
+
+    name: str
+    kind: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What one training step of a model costs, by category and by layer.
+
+    Attributes:
+        backend: The Keras backend.
+        device: "cpu", "gpu" or "tpu".
+        batch_size: The batch that the figures hold for.
+        weights: Bytes of all weights.
+        gradients: Bytes of one gradient for each trainable weight.
+        optimizer_state: Bytes of the optimizer's variables.
+        inputs: Bytes of one batch of x, y and sample weights, as they are fed.
+        layers: Output bytes of each layer at ``batch_size``, largest first.
+        base: What the process held before training.
+        peak: The predicted peak of the process (CPU) or device while it trains at ``batch_size``.
+    """
+
+    backend: str
+    device: str
+    batch_size: int
+    weights: int
+    gradients: int
+    optimizer_state: int
+    inputs: int
+    layers: tuple[Consumer, ...]
+    base: Reading
+    peak: Estimate
+
+    @property
+    def activations(self) -> int:
+        """Bytes of all layer outputs of one forward pass."""
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def consumers(self) -> tuple[Consumer, ...]:
+        """Every category and layer, largest first."""
+        categories = (
+            Consumer("weights", "weights", self.weights),
+            Consumer("gradients", "gradients", self.gradients),
+            Consumer("optimizer state", "optimizer state", self.optimizer_state),
+            Consumer("inputs", "inputs", self.inputs),
+        )
+        return tuple(sorted(categories + self.layers, key=lambda consumer: -consumer.bytes))
+
+    def __str__(self) -> str:
+        lines = [f"One training step at batch size {self.batch_size} on {self.backend} ({self.device}): peak {self.peak}"]
+        lines += [f"  {units.text(c.bytes):>9}  {c.name} ({c.kind})" for c in self.consumers[:8] if c.bytes]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The arrangement to train with.
+
+    Attributes:
+        batch_size: Samples of one optimizer update: the user's batch. None where the data set alone knows.
+        micro_batch_size: Samples that are in the forward and backward pass together; None where the batch is not split.
+        validation_batch_size: Samples of a validation step; None to leave it to Keras.
+        streamed: Whether arrays are fed by index instead of being turned into one tensor.
+        exact: Whether the result is that of plain ``model.fit`` to float rounding.
+        peak: The predicted peak with this plan, or None where it was not predicted.
+        budget: The budget it was made for.
+        reasons: Why, in sentences.
+    """
+
+    batch_size: int | None
+    micro_batch_size: int | None
+    budget: Budget
+    peak: Estimate | None = None
+    validation_batch_size: int | None = None
+    streamed: bool = False
+    exact: bool = True
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def num_parts(self) -> int:
+        """Parts that a full batch is trained in."""
+        if self.micro_batch_size is None or self.batch_size is None:
+            return 1
+        return -(-self.batch_size // self.micro_batch_size)
+
+    def because(self, *reasons: str) -> Plan:
+        """The same plan with further reasons."""
+        return dataclasses.replace(self, reasons=(*self.reasons, *reasons))
+
+    @property
+    def summary(self) -> str:
+        """The plan in one line."""
+        if self.micro_batch_size is None:
+            return "memfit: trains as model.fit does" + (", arrays fed by index" if self.streamed else "")
+        batch = "each batch" if self.batch_size is None else f"each batch of {self.batch_size}"
+        parts = "" if self.batch_size is None else f" ({self.num_parts} parts)"
+        return f"memfit: {batch} goes through in micro-batches of {self.micro_batch_size}{parts}, one update a batch"
+
+    def __str__(self) -> str:
+        lines = [self.summary]
+        if self.peak is not None:
+            lines.append(f"  predicted peak: {self.peak}")
+        lines.append(f"  budget: {self.budget}")
+        lines += [f"  - {reason}" for reason in self.reasons]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, document: str) -> Plan:
+        """The plan that ``to_json`` wrote.
+
+        Raises:
+            ValueError: The document is not one that ``to_json`` wrote.
+        """
+        try:
+            fields: Mapping[str, Any] = json.loads(document)
+            peak = fields["peak"]
+            return cls(
+                **{
+                    **fields,
+                    "budget": Budget(**fields["budget"]),
+                    "peak": None if peak is None else Estimate(**peak),
+                    "reasons": tuple(fields["reasons"]),
+                }
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"Not a plan that Plan.to_json() wrote ({error}). Received: {document[:200]!r}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something that happened during a run.
+
+    Attributes:
+        seconds: Since the call of ``fit``.
+        kind: "budget", "analysis", "separability", "plan", "out of memory", "retry", "note".
+        message: The sentence that a person reads.
+    """
+
+    seconds: float
+    kind: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunReport:
+    """What happened in one ``memfit.fit``: attached to Keras' History as ``history.memfit``.
+
+    Attributes:
+        plan: The plan that the run ended with.
+        profile: What was predicted, or None where nothing had to be.
+        events: In order of time.
+        peak: The highest reading during the run.
+        seconds: Wall time of the whole call, and ``planning_seconds`` of it before the first step.
+        planning_seconds: Time spent before training started.
+    """
+
+    plan: Plan
+    profile: Profile | None
+    events: tuple[Event, ...]
+    peak: Reading
+    seconds: float
+    planning_seconds: float
+
+    def __str__(self) -> str:
+        lines = [str(self.plan), f"  measured peak: {units.text(self.peak.host_bytes)} of host memory ({self.peak.source})"]
+        if self.peak.device_bytes is not None:
+            lines.append(f"  measured peak: {units.text(self.peak.device_bytes)} of device memory")
+        lines += [f"  {event.seconds:7.1f} s  {event.kind}: {event.message}" for event in self.events]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
