@@ -1,1 +1,33 @@
-"""Keras 3 training that fits in the memory that is there."""
+"""Keras 3 training that fits in the memory that is there.
+
+``memfit.fit(model, ...)`` is a drop-in for ``model.fit``. Importing memfit imports no framework: Keras, and with it
+TensorFlow, JAX or PyTorch, comes with the first call that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memfit import data, errors, records
+    from memfit.fitting import budget, fit, plan, profile
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "budget", "data", "errors", "fit", "plan", "profile", "records"]
+
+_FITTING = ("budget", "fit", "plan", "profile")
+_MODULES = ("data", "errors", "records")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FITTING:
+        return getattr(importlib.import_module("memfit.fitting"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"memfit.{name}")
+    raise AttributeError(f"module 'memfit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

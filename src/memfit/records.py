@@ -180,7 +180,9 @@ class Profile:
         return tuple(sorted(categories + self.layers, key=lambda consumer: -consumer.bytes))
 
     def __str__(self) -> str:
-        lines = [f"One training step at batch size {self.batch_size} on {self.backend} ({self.device}): peak {self.peak}"]
+        lines = [
+            f"One training step at batch size {self.batch_size} on {self.backend} ({self.device}): peak {self.peak}"
+        ]
         lines += [f"  {units.text(c.bytes):>9}  {c.name} ({c.kind})" for c in self.consumers[:8] if c.bytes]
         return "\n".join(lines)
 
@@ -301,7 +303,10 @@ class RunReport:
     planning_seconds: float
 
     def __str__(self) -> str:
-        lines = [str(self.plan), f"  measured peak: {units.text(self.peak.host_bytes)} of host memory ({self.peak.source})"]
+        lines = [
+            str(self.plan),
+            f"  measured peak: {units.text(self.peak.host_bytes)} of host memory ({self.peak.source})",
+        ]
         if self.peak.device_bytes is not None:
             lines.append(f"  measured peak: {units.text(self.peak.device_bytes)} of device memory")
         lines += [f"  {event.seconds:7.1f} s  {event.kind}: {event.message}" for event in self.events]

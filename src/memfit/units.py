@@ -27,6 +27,7 @@ _SCALE = {
     "gib": GIB,
     "tib": 1024**4,
 }
+_DIGITS = 30
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
@@ -68,8 +69,7 @@ def parse(quantity: str) -> int:
         (12884901888, 1610612736, 800000000, 4096)
     """
     match = _QUANTITY.fullmatch(quantity)
-    if match is None or match[2].lower() not in _SCALE:
-        raise ValueError(
-            f"A number of bytes is written like '12 GiB', '800 MB' or '4096'. Received: {quantity!r}"
-        )
-    return int(float(match[1]) * _SCALE[match[2].lower()])
+    if match is None or match[2].lower() not in _SCALE or len(match[1]) > _DIGITS:
+        raise ValueError(f"A number of bytes is written like '12 GiB', '800 MB' or '4096'. Received: {quantity!r}")
+    scale = _SCALE[match[2].lower()]
+    return int(match[1]) * scale if match[1].isdigit() else int(float(match[1]) * scale)

@@ -35,7 +35,9 @@ class Case:
 
 
 def mlp(loss: Any = "mse", optimizer: Any = "adam", outputs: int = 2, **compile_arguments: Any) -> Any:
-    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(outputs)])
+    model = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(outputs)]
+    )
     model.compile(optimizer, loss, **compile_arguments)
     return model
 
@@ -125,7 +127,9 @@ class Subclassed(keras.Model):
 
 
 class OwnLoss(Subclassed):
-    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True):
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ):
         return keras.ops.mean(keras.ops.abs(y - y_pred)) + 0.01 * keras.ops.mean(keras.ops.square(y_pred))
 
 
@@ -195,7 +199,9 @@ CASES = {
     "mean_with_sample_weight, none given": Case(lambda: reduced("mean_with_sample_weight"), X, Y),
     "mask": Case(lambda: masked("sparse_categorical_crossentropy"), TOKENS, TAGS),
     "mask, sample weight": Case(lambda: masked("sparse_categorical_crossentropy"), TOKENS, TAGS, TEMPORAL),
-    "mask, mean_with_sample_weight": Case(lambda: masked(SCCE(reduction="mean_with_sample_weight")), TOKENS, TAGS, TEMPORAL),
+    "mask, mean_with_sample_weight": Case(
+        lambda: masked(SCCE(reduction="mean_with_sample_weight")), TOKENS, TAGS, TEMPORAL
+    ),
     "mask, sum": Case(lambda: masked(SCCE(reduction="sum")), TOKENS, TAGS),
     "mask, last state": Case(lambda: masked("sparse_categorical_crossentropy", False), TOKENS, TAGS[:, 0]),
     "ignore_class": Case(ignore_class, X, TAGS),
@@ -222,7 +228,11 @@ CASES = {
         lambda: mlp(optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)), X, Y
     ),
     "validation": Case(cnn, IMAGES, CLASSES, {"validation_split": 0.2}),
-    "auc": Case(lambda: mlp("binary_crossentropy", outputs=1, metrics=[keras.metrics.AUC(from_logits=True, name='auc')]), X, CLASSES % 2),
+    "auc": Case(
+        lambda: mlp("binary_crossentropy", outputs=1, metrics=[keras.metrics.AUC(from_logits=True, name="auc")]),
+        X,
+        CLASSES % 2,
+    ),
 }
 if keras.backend.backend() == "tensorflow":  # elsewhere plain Keras refuses a loss that is not a scalar
     CASES["none"] = Case(lambda: mlp(keras.losses.MeanSquaredError(reduction=None)), X, Y)
@@ -247,7 +257,9 @@ def train(case: Case, split: Split | None, **fit_arguments: Any) -> tuple[list[n
     if split is not None:
         keras_seam.symbolic_build(model, specs(case, 16))
         detach = backends.current().attach(model, split)
-    history = model.fit(case.x, case.y, batch_size=16, epochs=2, verbose=0, shuffle=False, **{**case.fit, **fit_arguments})
+    history = model.fit(
+        case.x, case.y, batch_size=16, epochs=2, verbose=0, shuffle=False, **{**case.fit, **fit_arguments}
+    )
     if detach is not None:
         detach()
     return model.get_weights() + [np.asarray(v) for v in model.optimizer.variables], history.history

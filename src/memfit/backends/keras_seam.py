@@ -1,7 +1,7 @@
-"""The only file that touches Keras' private parts. Each name used here has a test in ``tests/contract/test_keras_seam.py``
-that says which Keras version changed it.
+"""The only file that touches Keras' private parts.
 
-Works with Keras 3.10 to 3.15. Framework-neutral: what differs by framework is in ``on_tensorflow``, ``on_jax``, ``on_torch``.
+Each name used here has a test in ``tests/contract/test_keras_seam.py`` that says which Keras version changed it. Works with
+Keras 3.10 to 3.15. What differs by framework is in ``on_tensorflow``, ``on_jax`` and ``on_torch``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src import backend as keras_backend
 from keras.src.losses import loss as keras_loss
 from keras.src.trainers.data_adapters import array_data_adapter, data_adapter, data_adapter_utils
@@ -29,6 +30,11 @@ def flatten(structure: Any) -> list[Any]:
 def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
     """The structure with the function applied to each leaf; None stays None."""
     return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), structure)
+
+
+def rows(structure: Any, which: slice) -> Any:
+    """The structure with some samples of each leaf."""
+    return map_leaves(lambda leaf: leaf[which], structure)
 
 
 # The train step
@@ -83,6 +89,24 @@ def symbolic_build(model: Any, batch: Any) -> None:
     model._symbolic_build(data_batch=data_adapter_utils.pack_x_y_sample_weight(*batch))
 
 
+def own_objects(model: Any) -> dict[str, Any]:
+    """The classes and functions of the user's own that loading the saved model needs, by the names it is saved with."""
+    found = [type(layer) for layer in [model, *flat_layers(model)]]
+    losses, metrics = model._compile_config.config.get("loss"), model._compile_config.config.get("metrics")
+    found += [
+        leaf if callable(leaf) and hasattr(leaf, "__name__") else type(leaf)
+        for leaf in keras.tree.flatten([losses, metrics, model.optimizer])
+        if leaf is not None and not isinstance(leaf, str)
+    ]
+    own = [one for one in found if not getattr(one, "__module__", "").startswith("keras.src.")]
+    return {keras.saving.get_registered_name(one): one for one in own} | {one.__name__: one for one in own}
+
+
+def is_fresh(optimizer: Any) -> bool:
+    """Whether the optimizer has made no update yet."""
+    return int(optimizer.iterations.value) == 0 if optimizer.built else True
+
+
 def is_built(model: Any) -> bool:
     """Whether model, metrics, loss and optimizer have all their variables."""
     parts = [model._compile_metrics, model._compile_loss, model.optimizer]
@@ -92,6 +116,80 @@ def is_built(model: Any) -> bool:
 def flat_layers(model: Any) -> list[Any]:
     """Every layer of the model, nested ones included, the model itself not."""
     return list(model._flatten_layers(include_self=False))
+
+
+def dtype_name(variable: Any) -> str:
+    """The dtype of a variable or tensor as Keras writes it."""
+    return str(keras.backend.standardize_dtype(variable.dtype))
+
+
+def symbolic_outputs(model: Any, x: Any) -> list[tuple[Any, list[tuple[int, ...]]]]:
+    """Every call of a layer inside the model's forward pass with the shapes that it keeps, in order; computes nothing.
+
+    Args:
+        model: A Keras model.
+        x: Nested structure of anything with ``shape`` and ``dtype``.
+
+    Raises:
+        ValueError: The inputs do not fit the model.
+    """
+    calls: list[tuple[Any, list[tuple[int, ...]]]] = []
+    known = set(map(id, flat_layers(model)))
+    original = keras.layers.Layer.__call__
+
+    def recording(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = original(layer, *args, **kwargs)
+        if id(layer) in known or not model.built:
+            shapes = [tuple(leaf.shape) for leaf in flatten(outputs) if hasattr(leaf, "shape")]
+            if isinstance(layer, keras.layers.RNN) and args and len(args[0].shape) == 3:
+                # Gates, states and their products of every time step stay for the backward pass.
+                shapes += [(*args[0].shape[:2], 12 * int(np.sum(layer.state_size)))]
+            calls.append((layer, shapes))
+        return outputs
+
+    inputs = map_leaves(lambda spec: keras.KerasTensor(spec.shape, spec.dtype), x)
+    keras.layers.Layer.__call__ = recording
+    try:
+        keras_backend.compute_output_spec(lambda inputs: forward(model, inputs, training=True), inputs)
+    finally:
+        keras.layers.Layer.__call__ = original
+    return [(layer, [s for s in shapes if None not in s]) for layer, shapes in calls]
+
+
+@contextlib.contextmanager
+def preserved_state(model: Any) -> Iterator[None]:
+    """Inside, changes to moving averages, seeds and metrics are undone at the end; weights must not be changed."""
+    variables = [*model.non_trainable_variables, *model.metrics_variables]
+    values = [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+
+@contextlib.contextmanager
+def without_dropout(model: Any) -> Iterator[None]:
+    """Inside, the dropout and noise of Keras' own layers have rate 0, so that a step is the same twice."""
+    changed: list[tuple[Any, str, Any]] = []
+    for layer in flat_layers(model):
+        for name in ("rate", "stddev", "dropout", "recurrent_dropout", "_dropout"):
+            value = getattr(layer, name, None)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+                changed.append((layer, name, value))
+                set_attribute(layer, name, 0.0)
+    try:
+        yield
+    finally:
+        for layer, name, value in changed:
+            set_attribute(layer, name, value)
+
+
+def advance_seeds(model: Any) -> None:
+    """Moves every random generator of the model on, so that its next draws are others."""
+    for variable in model.non_trainable_variables:
+        if variable.name == "seed_generator_state":
+            variable.assign_add(np.ones(variable.shape, dtype_name(variable)))
 
 
 # Losses
@@ -160,6 +258,47 @@ def update_loss_metrics(model: Any, total: Any, outputs: list[Any], num_samples:
             metric.update_state(value, sample_weight=known_samples)
 
 
+def input_structure(model: Any) -> Any:
+    """The symbolic inputs as the model takes them: one, a list or a dictionary."""
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is not None:
+        return structure
+    return model.inputs[0] if len(model.inputs) == 1 else model.inputs
+
+
+def synthetic_targets(model: Any, batch_size: int) -> Any:
+    """Zeros in the shape that each output's loss takes: class numbers where it is sparse, the output's shape elsewhere."""
+    outputs = keras.tree.flatten(model.outputs)
+    given = keras.tree.flatten(model.loss)
+    losses = given if len(given) == len(outputs) else [given[0] if given else None] * len(outputs)
+
+    def target(tensor: Any, loss: Any) -> np.ndarray:
+        name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
+        sparse = "sparse" in str(name)
+        shape = tensor.shape[1:-1] if sparse else tensor.shape[1:]
+        return np.broadcast_to(np.zeros((1, *shape), "int32" if sparse else tensor.dtype), (batch_size, *shape))
+
+    targets = [target(tensor, loss) for tensor, loss in zip(outputs, losses, strict=True)]
+    structure = getattr(model, "_outputs_struct", None)
+    if structure is not None:
+        return keras.tree.pack_sequence_as(structure, targets)
+    return targets[0] if len(targets) == 1 else targets
+
+
+def has_call_losses(model: Any) -> bool:
+    """Whether a layer may add losses of its activations: an activity regularizer, or a call of the user's own code."""
+    own = (layer for layer in [model, *flat_layers(model)] if not type(layer).__module__.startswith("keras.src."))
+    return any(getattr(layer, "activity_regularizer", None) for layer in flat_layers(model)) or any(own)
+
+
+def may_be_scalar(model: Any) -> bool:
+    """Whether some loss may come as one number for a whole batch: a function or class of the user's own."""
+    if overrides(model, "compute_loss"):
+        return True
+    functions = (getattr(loss, "fn", type(loss)) for loss in compiled_losses(model))
+    return not all(getattr(function, "__module__", "").startswith("keras.src.") for function in functions)
+
+
 def mask_of(tensor: Any) -> Any | None:
     """The Keras mask that travels with a tensor."""
     return keras_backend.get_keras_mask(tensor)
@@ -190,11 +329,44 @@ DataAdapter = data_adapter.DataAdapter
 """What ``fit`` accepts as ``x`` beside arrays and data sets (``get_data_adapter`` passes it through)."""
 
 
-def array_order(num_samples: int, *, batch_size: int, shuffle: Any) -> Any:
+def array_order(num_samples: int, *, batch_size: int | None, steps: int | None, shuffle: Any) -> Any:
     """Keras' own array adapter over ``range(num_samples)``: yields the indices of each batch in the order of ``fit``."""
-    import numpy as np
+    return _IndexAdapter(np.arange(num_samples), batch_size=batch_size, steps=steps, shuffle=shuffle)
 
-    return array_data_adapter.ArrayDataAdapter(np.arange(num_samples), batch_size=batch_size, shuffle=shuffle)
+
+class _IndexAdapter(array_data_adapter.ArrayDataAdapter):
+    """Yields bare index vectors where Keras' adapter yields tuples of one array."""
+
+    def get_numpy_iterator(self) -> Iterator[Any]:
+        return map(_only, super().get_numpy_iterator())
+
+    def get_jax_iterator(self) -> Iterator[Any]:
+        return map(_only, super().get_jax_iterator())
+
+    def get_tf_dataset(self) -> Any:
+        return super().get_tf_dataset().map(lambda *batch: _only(batch))
+
+
+def _only(structure: Any) -> Any:
+    (leaf,) = flatten(structure)
+    return leaf
+
+
+def skip_build_draw(num_samples: int, *, batch_size: int | None, steps: int | None, shuffle: Any) -> None:
+    """Draws the random numbers that ``fit`` would draw to look at a first batch when it builds the model itself.
+
+    After ``symbolic_build`` has done the building, ``fit`` draws once less; this keeps the order of its batches.
+    """
+    order = array_order(num_samples, batch_size=batch_size, steps=steps, shuffle=shuffle)
+    if framework() == "jax":
+        next(iter(order.get_jax_iterator()))
+    elif framework() == "torch":
+        next(iter(order.get_torch_dataloader()))
+
+
+def lists_to_tuples(structure: Any) -> Any:
+    """The structure with tuples for lists, as ``tf.data`` wants it."""
+    return keras.tree.lists_to_tuples(structure)
 
 
 def class_weights(y: Any, class_weight: Any) -> Any:

@@ -47,7 +47,9 @@ class Shares:
         if self._own_loss:
             return False
         losses = keras_seam.compiled_losses(self._model)
-        return any(loss.reduction == "mean_with_sample_weight" for loss in losses) or keras_seam.makes_masks(self._model)
+        return any(loss.reduction == "mean_with_sample_weight" for loss in losses) or keras_seam.makes_masks(
+            self._model
+        )
 
     def counts(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[Any]:
         """The part's denominators: for each compiled loss a scalar, or None where n_i / N serves."""
@@ -109,7 +111,10 @@ class Shares:
             num_samples: Samples of the batch.
             known_samples: The same, or None where the traced shape does not know it.
         """
-        if any(loss.reduction in (None, "none") for loss in keras_seam.compiled_losses(self._model)) and not self._own_loss:
+        if (
+            any(loss.reduction in (None, "none") for loss in keras_seam.compiled_losses(self._model))
+            and not self._own_loss
+        ):
             # A loss per sample is minimised by its sum and shown by its mean.
             samples = ops.cast(num_samples, total.dtype)
             total, outputs = total / samples, [value / samples for value in outputs]

@@ -2,6 +2,6 @@
 
 from types import SimpleNamespace
 
-from memfit.backends.on_jax import step
+from memfit.backends.on_jax import analysis, memory, step
 
-backend = SimpleNamespace(attach=step.attach, gradients=step.gradients)
+backend = SimpleNamespace(attach=step.attach, gradients=step.gradients, step_bytes=analysis.step_bytes, release=memory.release)

@@ -99,7 +99,15 @@ class Step:
         return sums, others, metrics, logs
 
     def part(
-        self, trainable: Any, others: Any, metrics: Any, optimizer: Any, sums: Any, part: Any, fraction: Any, counts: Any
+        self,
+        trainable: Any,
+        others: Any,
+        metrics: Any,
+        optimizer: Any,
+        sums: Any,
+        part: Any,
+        fraction: Any,
+        counts: Any,
     ) -> tuple[Any, Any, Any, Any]:
         """Adds one part's loss and gradients to ``sums``, updates state and metrics."""
         model = self._model
@@ -122,7 +130,9 @@ class Step:
             new_metrics = [scope.get_current_value(variable) for variable in model.metrics_variables]
             return scaled, (share, y_pred, new_others, new_metrics)
 
-        (_, (share, y_pred, new_others, new_metrics)), grads = jax.value_and_grad(_flat(loss_of), has_aux=True)(trainable)
+        (_, (share, y_pred, new_others, new_metrics)), grads = jax.value_and_grad(_flat(loss_of), has_aux=True)(
+            trainable
+        )
         with keras.StatelessScope(list(zip(model.metrics_variables, new_metrics, strict=True))) as scope:
             logs = model.compute_metrics(x, y, y_pred, sample_weight)
         new_metrics = [scope.get_current_value(variable) for variable in model.metrics_variables]
@@ -191,4 +201,4 @@ def _num_samples(batch: Any) -> int:
 
 def _parts(batch: Any, num_samples: int, size: int) -> Iterator[Any]:
     for start in range(0, num_samples, size):
-        yield keras_seam.map_leaves(lambda leaf, start=start: leaf[start : start + size], batch)
+        yield keras_seam.rows(batch, slice(start, start + size))

@@ -47,9 +47,10 @@ def _eager_split(model: Any, split: Split, batch: Any) -> tuple[Any, list[Any]]:
     parts = [_slice(batch, start, min(split.micro_batch_size, num_samples - start)) for start in starts]
     counts = None
     if step.shares.may_count:
-        counts = [step.counts(part) for part in parts]
-        counts = [None if column[0] is None else sum(column) for column in zip(*counts, strict=True)]
-    loss, grads = 0.0, [None] * len(model.trainable_weights)
+        columns = zip(*(step.counts(part) for part in parts), strict=True)
+        counts = [None if column[0] is None else sum(column) for column in columns]
+    loss: Any = 0.0
+    grads: list[Any] = [None] * len(model.trainable_weights)
     for part in parts:
         fraction = keras_seam.flatten(part)[0].shape[0] / num_samples
         share, part_grads, _ = step.part(part, fraction, counts, scale=False)

@@ -61,8 +61,7 @@ class _Step:
         self._split = split
         self._shares = Shares(model, split)
         self._counted: dict[bool, bool] = {}
-        part = self._part
-        self._part = torch.compile(part) if model.jit_compile else part
+        self._compiled_part = torch.compile(self._part) if model.jit_compile else self._part
 
     def __call__(self, data: Any) -> Any:
         batch = keras.utils.unpack_x_y_sample_weight(data)
@@ -81,7 +80,7 @@ class _Step:
         total, outputs, logs = None, None, {}
         for part in _parts(batch, num_samples, self._split.micro_batch_size):
             fraction = _num_samples(part) / num_samples
-            part_total, part_outputs, y_pred = self._part(part, fraction, counts, metrics)
+            part_total, part_outputs, y_pred = self._compiled_part(part, fraction, counts, metrics)
             total = part_total if total is None else total + part_total
             outputs = part_outputs if outputs is None else [a + b for a, b in zip(outputs, part_outputs, strict=True)]
             if metrics:
@@ -127,7 +126,7 @@ def _num_samples(batch: Any) -> int:
 
 def _parts(batch: Any, num_samples: int, size: int) -> Iterator[Any]:
     for start in range(0, num_samples, size):
-        yield keras_seam.map_leaves(lambda leaf, start=start: leaf[start : start + size], batch)
+        yield keras_seam.rows(batch, slice(start, start + size))
 
 
 def _add(a: Any, b: Any) -> Any:

@@ -1,0 +1,50 @@
+"""What PyTorch's allocators say about the accelerator, and how they give memory back."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from keras import ops
+
+from memfit.backends import host_allocator
+from memfit.records import DeviceMemory
+
+
+def device_memory() -> DeviceMemory | None:
+    """The accelerator that Keras puts its tensors on, or None where that is the CPU."""
+    kind = _device_type()
+    if kind == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        reserved = torch.cuda.memory_reserved()
+        # What other processes hold there can never be had; what this one's allocator caches can.
+        allowed = min(int(total * _memory_fraction()), free + reserved)
+        return DeviceMemory("gpu", allowed, torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
+    if kind == "mps":
+        used = torch.mps.current_allocated_memory()
+        # Metal keeps no peak; the driver's total, caches included, is the nearest figure from above.
+        peak = max(used, torch.mps.driver_allocated_memory())
+        return DeviceMemory("gpu", torch.mps.recommended_max_memory(), used, peak)
+    return None
+
+
+def release() -> None:
+    """Collects garbage, empties the caching allocators, and gives freed host memory back to the system."""
+    gc.collect()
+    kind = _device_type()
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+    elif kind == "mps":
+        torch.mps.empty_cache()
+    host_allocator.trim()
+
+
+def _device_type() -> str:
+    """Where Keras puts new tensors: KERAS_TORCH_DEVICE, a device scope, or the best device there is."""
+    return str(ops.convert_to_tensor(0).device.type)
+
+
+def _memory_fraction() -> float:
+    """What ``torch.cuda.set_per_process_memory_fraction`` set, where this torch lets it be read."""
+    read = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+    return 1.0 if read is None else float(read())

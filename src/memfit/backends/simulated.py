@@ -1,0 +1,115 @@
+"""A device with a byte budget and scripted failures: for memfit's tests, and for tests of code that uses memfit.
+
+Nothing here needs Keras or a framework. A "model" is a ``SimulatedModel`` that says what its step takes; its ``fit`` takes
+the memory, and fails like an accelerator where there is none left.
+
+Example:
+    >>> backend = SimulatedBackend(total_bytes=1000)
+    >>> model = SimulatedModel(backend, bytes_per_sample=100, fixed_bytes=50)
+    >>> model.fit(batch_size=12)
+    Traceback (most recent call last):
+    ...
+    memfit.backends.simulated.SimulatedOutOfMemory: 1250 bytes wanted of 1000
+    >>> detach = backend.attach(model, Split(micro_batch_size=4))
+    >>> model.fit(batch_size=12)
+    >>> backend.device_memory().peak_bytes
+    450
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from memfit.records import DeviceMemory, Estimate, Split
+
+
+class SimulatedOutOfMemory(RuntimeError):  # noqa: N818 - named as frameworks name theirs
+    """What the simulated device raises."""
+
+
+class SimulatedBackend:
+    """Implements ``backends.protocol.Backend`` over a number of bytes.
+
+    Args:
+        total_bytes: The device's memory.
+        failures: Steps (counted from 0 over the backend's life) that fail whatever they take: fragmentation, a neighbour.
+        prediction_error: What ``step_bytes`` is off by, as a factor: 0.9 predicts a tenth too little.
+    """
+
+    name = "simulated"
+
+    def __init__(self, total_bytes: int, *, failures: tuple[int, ...] = (), prediction_error: float = 1.0) -> None:
+        self.total_bytes = total_bytes
+        self.peak_bytes = 0
+        self.steps = 0
+        self.releases = 0
+        self._failures = failures
+        self._prediction_error = prediction_error
+
+    def device_memory(self) -> DeviceMemory:
+        return DeviceMemory("gpu", self.total_bytes, 0, self.peak_bytes)
+
+    def release(self) -> None:
+        self.releases += 1
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, SimulatedOutOfMemory)
+
+    def step_bytes(self, model: SimulatedModel, batch: Any, split: Split | None) -> Estimate:
+        """``batch`` is the number of samples."""
+        return Estimate(int(model.step_bytes(batch, split) * self._prediction_error), 0, "scripted")
+
+    def attach(self, model: SimulatedModel, split: Split) -> Callable[[], None]:
+        previous = model.split
+        model.split = split
+
+        def detach() -> None:
+            model.split = previous
+
+        return detach
+
+    def gradients(self, model: SimulatedModel, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
+        shift = model.mixing if split is not None else 0.0
+        return 1.0, [1.0 + shift]
+
+    def take(self, num_bytes: int) -> None:
+        """One step that needs so many bytes."""
+        step, self.steps = self.steps, self.steps + 1
+        if num_bytes > self.total_bytes or step in self._failures:
+            raise SimulatedOutOfMemory(f"{num_bytes} bytes wanted of {self.total_bytes}")
+        self.peak_bytes = max(self.peak_bytes, num_bytes)
+
+
+@dataclasses.dataclass
+class SimulatedModel:
+    """A model that says what its step takes.
+
+    Attributes:
+        backend: Where its steps run.
+        bytes_per_sample: Activations of one sample.
+        fixed_bytes: Gradients and whatever else does not grow with the batch.
+        mixing: How far the gradient of parts is from that of the whole; 0 for a model that treats samples apart.
+        split: How its step is split now.
+    """
+
+    backend: SimulatedBackend
+    bytes_per_sample: int
+    fixed_bytes: int = 0
+    mixing: float = 0.0
+    split: Split | None = None
+
+    def step_bytes(self, batch_size: int, split: Split | None) -> int:
+        """Bytes of a step over a batch."""
+        samples = batch_size if split is None else min(batch_size, split.micro_batch_size)
+        return self.fixed_bytes + samples * self.bytes_per_sample
+
+    def fit(self, *, batch_size: int, steps: int = 1) -> None:
+        """Takes the memory of some steps.
+
+        Raises:
+            SimulatedOutOfMemory: A step needs more than the device has, or was scripted to fail.
+        """
+        for _ in range(steps):
+            self.backend.take(self.step_bytes(batch_size, self.split))

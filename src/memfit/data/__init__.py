@@ -1,0 +1,23 @@
+"""Pipelines of bounded memory: ``memfit.data.image_folder``. Importing this package imports no framework."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memfit.data.image_pipeline import image_folder
+
+__all__ = ["image_folder"]
+
+_MODULE_OF = {"image_folder": "memfit.data.image_pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,206 @@
+"""``memfit.data.image_folder``: a folder of class folders as a data set whose memory does not grow with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from memfit import errors
+from memfit.data import folder_scan, image_options, shuffling
+from memfit.data.broken_files import BrokenFiles, SkippedFile
+from memfit.data.file_table import FileTable
+from memfit.data.image_decoding import ImageReader, UnreadableImageError
+from memfit.data.image_options import ImageOptions
+
+NUM_SURVEYED = 32
+
+
+def image_folder(
+    directory: str | os.PathLike[str],
+    *,
+    image_size: tuple[int, int] = (150, 150),
+    batch_size: int = 32,
+    label_mode: str | None = "int",
+    color_mode: str = "rgb",
+    class_names: Sequence[str] | None = None,
+    shuffle: bool = True,
+    seed: int | None = None,
+    validation_split: float | None = None,
+    subset: str | None = None,
+    rescale: float | None = None,
+    interpolation: str = "bilinear",
+    workers: int | None = None,
+    max_queue_size: int = 2,
+    max_broken: int | None = None,
+    follow_links: bool = False,
+) -> Any:
+    """Images in class folders as a data set for ``fit``, ``evaluate`` and ``predict`` on every Keras backend.
+
+    Images are decoded while they are needed, so that memory holds a few batches (``peak_bytes`` says how much) and less
+    than 0.1 KB a file, however large the folder is. JPEG, PNG, WebP, BMP and GIF (first frame) are read; EXIF
+    orientation is ignored, as in Keras. Large images are averaged while they shrink, not sampled as by
+    ``image_dataset_from_directory``.
+
+    A file that cannot be read is skipped with one warning that names it. Another image of its class, always the same
+    one, takes its place, so that every batch keeps its shape.
+
+    Args:
+        directory: Holds one sub-folder a class: ``train/cats/1.jpg``, ``train/dogs/2.jpg``. Folders below are searched;
+            names that start with a dot are left out.
+        image_size: (height, width) that every image is resized to, its aspect ratio not kept.
+        batch_size: Images of a batch. The last one of an epoch has the rest.
+        label_mode: "int": int32 for ``sparse_categorical_crossentropy``; "categorical": one-hot float32; "binary": 0.0
+            or 1.0 for exactly two classes, shape (batch_size, 1); None: images only, which may lie in ``directory``
+            itself.
+        color_mode: "rgb", "grayscale" or "rgba".
+        class_names: The sub-folders to use, in the order of the labels. All, sorted, if left out.
+        shuffle: Whether every epoch takes the images in a new order, a permutation of all of them. The validation
+            subset is never shuffled: predictions line up with its ``labels`` and ``file_paths``.
+        seed: Makes the order of every epoch and the split repeatable. If left out the order is drawn from Python's
+            ``random``, so that ``keras.utils.set_random_seed`` fixes it, and the split is always the same one.
+        validation_split: Share of every class to set aside for validation, between 0 and 1.
+        subset: "training", "validation", or "both" for a tuple of the two; needed with ``validation_split``.
+        rescale: Factor for the values, such as ``1 / 255``. If left out they are float32 from 0 to 255, as
+            ``image_dataset_from_directory`` gives them and as ``keras.applications`` want them.
+        interpolation: "bilinear", "nearest" or "bicubic".
+        workers: Threads that decode; the result does not depend on it. One a core, eight at most, if left out.
+        max_queue_size: Batches decoded ahead. More of them smooth a slow disk and take memory.
+        max_broken: More unreadable files than this are an error. If left out training goes on while one can be read.
+        follow_links: Whether to go into linked folders below the class folders.
+
+    Returns:
+        A ``keras.utils.PyDataset`` with ``class_names``, ``class_indices``, ``num_samples``, ``num_batches``,
+        ``batch_size``, ``file_paths``, ``labels``, ``skipped``, ``seed``, ``epoch`` and ``peak_bytes``; two of them for
+        ``subset="both"``.
+
+    Raises:
+        ArgumentError: An argument cannot work. Raised before anything is trained, and before Keras is imported.
+        MemfitError: More files than ``max_broken`` cannot be read, or none can.
+
+    Example:
+        >>> import tempfile
+        >>> from memfit.data.synthetic_images import write_image_folder
+        >>> folder = write_image_folder(tempfile.mkdtemp(), num_images=20, num_classes=2)
+        >>> training, validation = image_folder(
+        ...     folder, image_size=(64, 64), batch_size=8, validation_split=0.2, subset="both", rescale=1 / 255
+        ... )
+        >>> training.class_names, training.num_samples, validation.num_samples
+        (['checkerboards', 'circles'], 16, 4)
+        >>> images, labels = training[0]
+        >>> images.shape, str(images.dtype), labels.shape
+        ((8, 64, 64, 3), 'float32', (8,))
+    """
+    options = ImageOptions(
+        image_size=image_size,
+        batch_size=batch_size,
+        label_mode=label_mode,
+        color_mode=color_mode,
+        interpolation=interpolation,
+        rescale=rescale,
+        shuffle=bool(shuffle),
+        seed=random.getrandbits(32) if seed is None else seed,
+        workers=min(8, image_options.usable_cores()) if workers is None else workers,
+        max_queue_size=max_queue_size,
+        max_broken=max_broken,
+    )
+    image_options.check_subset(validation_split, subset)
+    found = folder_scan.scan(
+        _directory(directory),
+        class_names=class_names,
+        without_classes=label_mode is None,
+        follow_links=follow_links,
+        report=folder_scan.stderr_progress(str(directory)),
+    )
+    _check_classes(found.files, label_mode)
+    reader = ImageReader(options)
+    largest = np.argsort(found.sizes)[-NUM_SURVEYED:]
+    reader.survey(found.files.path(int(index)) for index in largest)
+    for file in found.skipped:
+        warnings.warn(f"memfit skips {file.path}: {file.reason}", stacklevel=2)
+    parts = _parts(found.files, options, validation_split, subset, split_seed=0 if seed is None else options.seed)
+    broken = [_first_read(files, reader, found.skipped) for files, _ in parts]
+
+    from memfit.data.image_dataset import ImageFolder  # Imports Keras, which takes seconds: last.
+
+    datasets = tuple(
+        ImageFolder(files, part_options, reader, ledger)
+        for (files, part_options), ledger in zip(parts, broken, strict=True)
+    )
+    return datasets if subset == "both" else datasets[0]
+
+
+def _directory(directory: str | os.PathLike[str]) -> str:
+    try:
+        path = os.fspath(directory)
+    except TypeError:
+        path = None
+    if not isinstance(path, str):
+        raise errors.ArgumentError(f"`directory` must be a path. Received: directory={directory!r}")
+    return path
+
+
+def _check_classes(files: FileTable, label_mode: str | None) -> None:
+    """Checks what only the folder can tell: whether its classes suit the labels."""
+    if label_mode is None:
+        return
+    names = list(files.folders)
+    if label_mode == "binary" and len(names) != 2:
+        raise errors.ArgumentError(
+            f'`label_mode="binary"` needs exactly two classes. Received: {files.directory!r} with {len(names)}: '
+            f'{names[:10]}. Choose two with `class_names`, or use "int" or "categorical".'
+        )
+    if len(names) == 1:
+        # Not an error: the images of one class are a fair thing to evaluate a model on.
+        warnings.warn(
+            f"memfit found a single class in {files.directory!r}: {names}. A classifier has nothing to learn from it. "
+            "Was a folder above or below meant?",
+            stacklevel=3,
+        )
+    counts = np.bincount(files.labels, minlength=len(names))
+    empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
+    if empty:
+        warnings.warn(
+            f"memfit found no images in {len(empty)} class folders of {files.directory!r}: {empty[:10]}. "
+            "They count as classes.",
+            stacklevel=3,
+        )
+
+
+def _parts(
+    files: FileTable, options: ImageOptions, validation_split: float | None, subset: str | None, *, split_seed: int
+) -> list[tuple[FileTable, ImageOptions]]:
+    """The subsets that were asked for, with the options of each."""
+    if validation_split is None:
+        return [(files, options)]
+    training, validation = shuffling.split(files.labels, validation_split=validation_split, seed=split_seed)
+    if not training.size or not validation.size:
+        raise errors.ArgumentError(
+            f"`validation_split` leaves no images for {'training' if validation.size else 'validation'}: of "
+            f"{len(files)} images {validation.size} go to validation. Received: validation_split={validation_split!r}"
+        )
+    # Nothing learns from the order of validation samples, and in a fixed one predictions match labels.
+    parts = {
+        "training": (files.take(training), options),
+        "validation": (files.take(validation), dataclasses.replace(options, shuffle=False)),
+    }
+    return list(parts.values()) if subset == "both" else [parts[str(subset)]]
+
+
+def _first_read(files: FileTable, reader: ImageReader, skipped: tuple[SkippedFile, ...]) -> BrokenFiles:
+    """Reads up to the first healthy file, so that a folder with none is an error now and not in training."""
+    broken = BrokenFiles(len(files), skipped, reader.options.max_broken)
+    row = np.empty(reader.options.image_shape, np.float32)
+    for index in range(len(files)):
+        try:
+            reader.read(files.path(index), row)
+            break
+        except UnreadableImageError as error:
+            broken.add(index, SkippedFile(files.path(index), str(error)))
+    broken.warn()
+    return broken

@@ -1,0 +1,284 @@
+"""``memfit.fit``: the stages in a row. Budget, profile, plan, execute, guard, report; nothing else composes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from collections.abc import Collection
+from typing import Any
+
+from memfit import backends, budgeting, deciding
+from memfit.backends import keras_seam
+from memfit.backends.protocol import Backend
+from memfit.deciding import Decision, Request
+from memfit.errors import OutOfMemoryError
+from memfit.executing import arguments as fit_arguments_of
+from memfit.executing import feeding
+from memfit.executing.attached import attached
+from memfit.guarding.recover import Checkpoint, FirstStep
+from memfit.guarding.watch import Watcher
+from memfit.profiling import batches as batches_of
+from memfit.records import Budget, Event, Plan, Profile, RunReport
+from memfit.reporting.console import say
+
+
+def fit(
+    model: Any,
+    *args: Any,
+    budget: Any = None,
+    plan: Plan | None = None,
+    allow: Collection[str] = (),
+    micro_batch_size: int | None = None,
+    **fit_arguments: Any,
+) -> Any:
+    """Trains a compiled Keras model as ``model.fit`` does, within the memory that is there.
+
+    Where the step of a whole batch does not fit, it goes through in micro-batches with one update, so that the effective
+    batch, the callbacks, the schedules and the result stay those of ``model.fit``. Where it fits, ``model.fit`` runs as
+    it is. Large arrays are fed by index in the order of ``model.fit`` instead of being copied whole.
+
+    Args:
+        model: A compiled ``keras.Model``: Sequential, Functional or subclassed.
+        *args: What ``model.fit`` takes by position: ``x``, ``y``, ``batch_size``, ...
+        budget: A ceiling on the memory of this process (on the device's memory where there is one): bytes, a text like
+            "12 GiB", a preset like "colab-t4", or a Budget. Left out: what this machine allows now.
+        plan: A plan from ``memfit.plan`` to follow instead of making one.
+        allow: Levers that change the result and may be pulled: "inexact_micro_batch" splits the batch of a model whose
+            layers mix samples, such as BatchNormalization.
+        micro_batch_size: Samples of a part, set by hand instead of by a plan; exact all the same.
+        **fit_arguments: Everything else that ``model.fit`` takes.
+
+    Returns:
+        Keras' ``History``; its attribute ``memfit`` is the ``RunReport``.
+
+    Raises:
+        ArgumentError: An argument cannot work; the model is untouched.
+        BudgetError: The budget is not positive, cannot be read, or is more than the machine has.
+        DoesNotFitError: No plan fits the budget; raised before any training.
+        OutOfMemoryError: Training ran out of memory and no smaller plan was left.
+
+    Example:
+        >>> import keras, numpy as np, memfit
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("adam", "mse")
+        >>> x, y = np.ones((64, 4), "float32"), np.ones((64, 1), "float32")
+        >>> history = memfit.fit(model, x, y, batch_size=32, micro_batch_size=8, verbose=0)
+        >>> history.memfit.plan.num_parts
+        4
+    """
+    log = _Log()
+    decision, arguments, backend = _decided(
+        model, args, fit_arguments, _Asked(budget, plan, allow, micro_batch_size), log
+    )
+    arguments, feed_reason = feeding.streamed(arguments)
+    if feed_reason is not None:
+        streamed_plan = dataclasses.replace(decision.plan.because(feed_reason), streamed=True)
+        decision = dataclasses.replace(decision, plan=streamed_plan)
+    quiet = arguments.get("verbose") == 0
+    say(decision.plan.summary, quiet=quiet)
+    log.add("plan", str(decision.plan))
+    planned = log.seconds
+    with Watcher(backend) as watcher:
+        history, decision = _executed(model, arguments, decision, backend, log)
+    report = RunReport(decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned)
+    if history is not None:
+        history.memfit = report
+    return history
+
+
+def plan(
+    model: Any,
+    *args: Any,
+    budget: Any = None,
+    allow: Collection[str] = (),
+    micro_batch_size: int | None = None,
+    **fit_arguments: Any,
+) -> Plan:
+    """The plan that ``memfit.fit`` with the same arguments would follow; trains nothing.
+
+    Args:
+        model: A compiled ``keras.Model``.
+        *args: What ``model.fit`` takes by position.
+        budget: As for ``memfit.fit``.
+        allow: As for ``memfit.fit``.
+        micro_batch_size: As for ``memfit.fit``.
+        **fit_arguments: Everything else that ``model.fit`` takes.
+
+    Raises:
+        ArgumentError: An argument cannot work; the model is untouched.
+        DoesNotFitError: No plan fits the budget.
+
+    Example:
+        >>> import keras, numpy as np, memfit
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("adam", "mse")
+        >>> plan = memfit.plan(model, np.ones((64, 4), "float32"), np.ones((64, 1), "float32"), batch_size=32)
+        >>> plan.micro_batch_size is None
+        True
+    """
+    asked = _Asked(budget, None, allow, micro_batch_size)
+    return _decided(model, args, fit_arguments, asked, _Log())[0].plan
+
+
+def profile(model: Any, *args: Any, **fit_arguments: Any) -> Profile:
+    """What one training step of the model costs at the real batch, by category and by layer; trains nothing.
+
+    Args:
+        model: A compiled ``keras.Model``.
+        *args: What ``model.fit`` takes by position; or none, where the model knows the shapes of its inputs.
+        **fit_arguments: As for ``model.fit``; ``batch_size`` alone is enough for a model with known inputs.
+
+    Raises:
+        ArgumentError: There is neither data nor a known input shape.
+
+    Example:
+        >>> import keras, memfit
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("adam", "mse")
+        >>> memfit.profile(model, batch_size=32).gradients
+        20
+    """
+    fit_arguments_of.check_model(model)
+    backend = backends.current()
+    arguments = fit_arguments_of.bound(model, args, fit_arguments)
+    if arguments.get("x") is None:
+        arguments = fit_arguments_of.with_synthetic_data(model, arguments)
+    found, arguments = batches_of.described(arguments)
+    return deciding.profiled(model, found, backend)
+
+
+def budget(spec: Any = None) -> Budget:
+    """What training may take on this machine now, and how that is known.
+
+    Args:
+        spec: None for what the machine allows; bytes, a text like "12 GiB" or a preset like "colab-t4" for less.
+
+    Raises:
+        BudgetError: The budget is not positive, cannot be read, or is more than the machine has.
+
+    Example:
+        >>> import memfit
+        >>> memfit.budget("2 GiB").limiting_bytes
+        2147483648
+    """
+    return budgeting.budget(spec, backend=backends.current())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """memfit's own arguments, as they were passed."""
+
+    budget: Any
+    plan: Any
+    allow: Collection[str]
+    micro_batch_size: Any
+
+
+class _Log:
+    """The events of one call, and its clock."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._events: list[Event] = []
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        return tuple(self._events)
+
+    def add(self, kind: str, message: str) -> None:
+        self._events.append(Event(self.seconds, kind, message))
+
+
+def _decided(
+    model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, log: _Log
+) -> tuple[Decision, dict[str, Any], Backend]:
+    """Checks every argument, looks at the data, and decides: the plan, the arguments to fit with, the backend."""
+    fit_arguments_of.check_model(model)
+    allow = fit_arguments_of.checked_allow(asked.allow)
+    micro_batch_size = fit_arguments_of.checked_micro_batch_size(asked.micro_batch_size)
+    arguments = fit_arguments_of.bound(model, args, given)
+    backend = backends.current()
+    budget = budgeting.budget(asked.budget, backend=backend)
+    log.add("budget", str(budget))
+    found, arguments = batches_of.described(arguments)
+    wanted = fit_arguments_of.checked_plan(asked.plan, micro_batch_size, found.batch_size)
+    if wanted is not None:
+        micro_batch_size = wanted.micro_batch_size
+        allow = allow if wanted.exact else allow | {"inexact_micro_batch"}
+    request = Request(
+        budget=budget,
+        allow=allow,
+        micro_batch_size=micro_batch_size,
+        fixed=wanted,
+        quiet=arguments.get("verbose") == 0,
+    )
+    was_built = keras_seam.is_built(model)
+    decision = deciding.decide(model, found, request, backend=backend)
+    for event in decision.findings:
+        log.add(*event)
+    if not was_built and keras_seam.is_built(model) and found.num_samples is not None:
+        _keep_order(arguments, found)
+    if decision.plan.validation_batch_size is not None:
+        arguments = {**arguments, "validation_batch_size": decision.plan.validation_batch_size}
+    return decision, arguments, backend
+
+
+def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:
+    """memfit has built the model, which ``fit`` would have done after one draw for the order of the samples."""
+    share = arguments.get("validation_split") or 0.0
+    keras_seam.skip_build_draw(
+        int(found.num_samples * (1.0 - share)) if found.num_samples else 0,
+        batch_size=arguments.get("batch_size"),
+        steps=arguments.get("steps_per_epoch"),
+        shuffle=arguments.get("shuffle", True),
+    )
+
+
+def _executed(
+    model: Any, arguments: dict[str, Any], decision: Decision, backend: Backend, log: _Log
+) -> tuple[Any, Decision]:
+    """Runs ``model.fit`` with the plan; a first step that runs out of device memory is rolled back and tried smaller."""
+    while True:
+        first = FirstStep(Checkpoint(model)) if backend.device_memory() is not None else None
+        failure = None
+        try:
+            with attached(model, decision.split, backend):
+                return model.fit(**_with_callback(arguments, first)), decision
+        except Exception as error:
+            if not backend.is_out_of_memory(error):
+                raise
+            failure = f"{type(error).__name__}: {str(error)[:300]}"
+            smaller = deciding.smaller(decision)
+            if first is None or first.finished or first.checkpoint is None or smaller is None:
+                raise OutOfMemoryError(_out_of_memory_text(decision, failure)) from error
+        # Outside the except clause the traceback, and the failed step's tensors with it, are gone.
+        log.add("out of memory", failure)
+        gc.collect()
+        backend.release()
+        first.checkpoint.restore()
+        decision = smaller
+        log.add("retry", decision.plan.summary)
+
+
+def _with_callback(arguments: dict[str, Any], first: FirstStep | None) -> dict[str, Any]:
+    if first is None:
+        return arguments
+    callbacks = arguments.get("callbacks")
+    if callbacks is not None and not isinstance(callbacks, (list, tuple)):
+        callbacks.append(first)  # a keras.callbacks.CallbackList of the user's
+        return arguments
+    return {**arguments, "callbacks": [*(callbacks or []), first]}
+
+
+def _out_of_memory_text(decision: Decision, failure: str) -> str:
+    plan = decision.plan
+    predicted = "" if plan.peak is None else f" The plan predicted a peak of {plan.peak}."
+    return (
+        f"Training ran out of memory with {plan.summary.removeprefix('memfit: ')} ({failure}).{predicted} "
+        "Pass a smaller `budget`, or a smaller `micro_batch_size` by hand, and start again from your last checkpoint."
+    )

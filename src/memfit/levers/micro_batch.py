@@ -1,0 +1,158 @@
+"""Micro-batching: a batch goes through the step in parts, with one update. Exact where the model treats samples apart.
+
+Whether it does is tested on the model itself: the gradient of a tiny batch as a whole against that of the same batch in
+parts. Layers that mix samples (BatchNormalization, a contrastive loss) differ by orders of magnitude more than rounding.
+Where the model draws random numbers that cannot be switched off, the test is instead whether one sample reaches the loss
+of the others: the gradient of the others' loss must not change when that sample is exchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from memfit.backends import keras_seam
+from memfit.backends.protocol import Backend
+from memfit.records import Split
+
+SAMPLES = 5
+"""Samples of the tiny batch: parts of 2, 2 and 1, so that the ragged tail is tested too."""
+
+_PART = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Separability:
+    """Whether a model's step can be split.
+
+    Attributes:
+        split: How, at any micro-batch size; None where the model mixes samples or cannot be tested.
+        difference: The largest relative difference between the gradients of whole and parts; None where not compared.
+        reason: The finding, as a sentence.
+    """
+
+    split: Split | None
+    difference: float | None
+    reason: str
+
+
+def blocked_reason(model: Any) -> str | None:
+    """Why the model's step cannot be split at all, or None."""
+    if keras_seam.overrides(model, "train_step"):
+        return f"{type(model).__name__} has its own train_step, which memfit cannot split; it is trained as it is"
+    if keras_seam.is_distributed(model):
+        return "the model is distributed over several devices, and its step is not split there"
+    if not model.trainable_variables:
+        return "the model has no trainable weights"
+    return None
+
+
+def separability(model: Any, batch: Any, backend: Backend) -> Separability:
+    """Tests on a tiny batch whether parts give the gradient of the whole. The model's state is left as it was.
+
+    Args:
+        model: A built and compiled model whose step is Keras' own.
+        batch: ``(x, y, sample_weight)`` of numpy arrays, at least two samples.
+        backend: The current backend.
+    """
+    num_samples = keras_seam.flatten(batch)[0].shape[0]
+    if num_samples < 2:
+        return Separability(None, None, "one sample is too few to test whether the model treats samples apart")
+    part = min(_PART, num_samples - 1)
+    batch = _told_apart(batch)
+    with keras_seam.preserved_state(model), keras_seam.without_dropout(model):
+        whole = _gradients(model, batch, None, backend)
+        with keras_seam.preserved_state(model):
+            keras_seam.advance_seeds(model)
+            again = _gradients(model, batch, None, backend)
+        if _difference(whole, again) > _tolerance(model):
+            return _random_separability(model, batch, part, backend)
+        return _exact_separability(model, batch, part, (whole, backend))
+
+
+def _exact_separability(model: Any, batch: Any, part: int, reference: Any) -> Separability:
+    whole, backend = reference
+    call_losses = ("mean", "sum") if keras_seam.has_call_losses(model) else ("mean",)
+    scalar_losses = ("mean", "sum") if keras_seam.may_be_scalar(model) else ("mean",)
+    smallest = float("inf")
+    for call, scalar in itertools.product(call_losses, scalar_losses):
+        split = Split(part, call_losses=call, scalar_losses=scalar)
+        difference = _difference(whole, _gradients(model, batch, split, backend))
+        if difference <= _tolerance(model):
+            return Separability(split, difference, f"exact: gradients of whole and parts agree to {difference:.0e}")
+        smallest = min(smallest, difference)
+    return Separability(
+        None,
+        smallest,
+        f"the model mixes samples: gradients of whole and parts differ by {smallest:.0%}{_suspects(model)}",
+    )
+
+
+def _random_separability(model: Any, batch: Any, part: int, backend: Backend) -> Separability:
+    x, y, _ = batch
+    num_samples = keras_seam.flatten(batch)[0].shape[0]
+    others = np.ones((num_samples,), "float32")
+    others[-1] = 0.0
+    exchanged = keras_seam.map_leaves(lambda leaf: np.concatenate([leaf[:-1], leaf[:1]]), x)
+    before = _gradients(model, (x, y, others), None, backend)
+    difference = _difference(before, _gradients(model, (exchanged, y, others), None, backend))
+    if difference > _tolerance(model):
+        reason = (
+            f"the model mixes samples: one changes the gradient of the others by {difference:.0%}{_suspects(model)}"
+        )
+        return Separability(None, difference, reason)
+    return Separability(
+        Split(part), None, "the model treats samples apart; its own random draws differ by part, equal in distribution"
+    )
+
+
+def _gradients(model: Any, batch: Any, split: Split | None, backend: Backend) -> list[Any]:
+    with keras_seam.preserved_state(model):
+        loss, gradients = backend.gradients(model, batch, split)
+    return [np.asarray(loss), *gradients]
+
+
+def _difference(expected: list[Any], actual: list[Any]) -> float:
+    """The largest difference between two lists of arrays, relative to each array's norm."""
+    norms = [0.0 if array is None else float(np.linalg.norm(array)) for array in expected]
+    floor = 1e-4 * max(norms)  # a gradient that vanishes but for rounding is not compared with itself
+    worst = 0.0
+    for a, b, norm in zip(expected, actual, norms, strict=True):
+        if a is None or b is None:
+            continue
+        difference = float(np.linalg.norm(np.asarray(a, "float64") - np.asarray(b, "float64")))
+        worst = max(worst, difference / max(norm, floor, 1e-30)) if np.isfinite(difference) else float("inf")
+    return worst
+
+
+def _tolerance(model: Any) -> float:
+    """What rounding may do: a mixing layer differs by tenths, also in half precision."""
+    half = any(layer.compute_dtype in ("float16", "bfloat16") for layer in [model, *keras_seam.flat_layers(model)])
+    return 5e-2 if half else 1e-3
+
+
+def _told_apart(batch: Any) -> Any:
+    """The batch with noise and a brightness of its own on each sample's floats: alike samples hide a layer that mixes them."""
+    x, y, sample_weight = batch
+    draw = np.random.default_rng(0)
+
+    def noisy(leaf: np.ndarray) -> np.ndarray:
+        if leaf.dtype.kind != "f":
+            return leaf
+        clean = np.nan_to_num(leaf, nan=0.0, posinf=0.0, neginf=0.0)
+        scale = 0.1 * float(np.std(clean)) or 1.0
+        brightness = np.linspace(0.5, 2.0, len(leaf)).reshape(-1, *[1] * (leaf.ndim - 1))
+        return (brightness * clean + draw.normal(scale=scale, size=leaf.shape)).astype(leaf.dtype)
+
+    return keras_seam.map_leaves(noisy, x), y, sample_weight
+
+
+def _suspects(model: Any) -> str:
+    names = sorted(
+        {type(layer).__name__ for layer in keras_seam.flat_layers(model) if "Normalization" in type(layer).__name__}
+    )
+    names = [name for name in names if name.startswith(("Batch", "SpectralBatch"))]
+    return f" ({', '.join(names)})" if names else ""

@@ -1,0 +1,88 @@
+"""A trial of one plan in a child process under a real limit: the user's model, synthetic data of the real shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from memfit import budgeting
+from memfit.backends import keras_seam
+from memfit.backends.protocol import Backend
+from memfit.errors import ProbeError
+from memfit.probing.capped import run_capped
+from memfit.records import Estimate, Split
+from memfit.units import MIB
+
+_SECONDS = 180
+_LEAST_ROOM = 1024 * MIB
+"""A framework alone takes 300 to 700 MiB in the child; with less room than this the trial would only measure that."""
+
+_MARGIN = 0.1
+
+
+def step_bytes(model: Any, spec: Any, split: Split | None, *, backend: Backend) -> Estimate | None:
+    """What two training steps took in a child, or None where no trial can be made.
+
+    There is none on an accelerator (a child cannot see the memory that this process has reserved), where there is no room
+    for a child beside this process, and for a model that cannot be saved.
+
+    Args:
+        model: A built and compiled model.
+        spec: ``(x, y, sample_weight)`` of TensorSpec.
+        split: How the batch is split, or None.
+        backend: The current backend.
+
+    Returns:
+        The bytes on top of what is held between steps. Where the child died of the limit: more than the room that it had.
+    """
+    room = budgeting.budget().host_bytes - budgeting.reading().host_bytes
+    if backend.device_memory() is not None or room < _LEAST_ROOM:
+        return None
+    with tempfile.TemporaryDirectory(prefix="memfit-trial-") as folder:
+        try:
+            _ship(model, spec, split, Path(folder))
+        except ProbeError:
+            return None
+        run = run_capped(
+            [sys.executable, "-m", "memfit.probing.trial_child", folder],
+            room,
+            env=_environment(backend),
+            timeout=_SECONDS,
+        )
+        result = Path(folder, "result.json")
+        if run.killed or run.returncode in (134, 137, 139):
+            return Estimate(room, room, "probe: killed by the limit")
+        if run.returncode != 0 or not result.exists():
+            return None
+        measured = json.loads(result.read_text())
+    taken = max(0, measured["peak"] - measured["base"])
+    return Estimate(taken, int(_MARGIN * taken) + 16 * MIB, "probe")
+
+
+def _environment(backend: Backend) -> dict[str, str]:
+    return {
+        **os.environ,
+        "KERAS_BACKEND": backend.name,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+
+
+def _ship(model: Any, spec: Any, split: Split | None, folder: Path) -> None:
+    """Writes what the child needs: the model in Keras' own format, the classes of the user's, shapes and split."""
+    import cloudpickle
+
+    job = {
+        "spec": keras_seam.map_leaves(dataclasses.astuple, spec),
+        "split": None if split is None else dataclasses.asdict(split),
+    }
+    try:
+        model.save(folder / "model.keras")
+        Path(folder, "classes.pickle").write_bytes(cloudpickle.dumps(keras_seam.own_objects(model)))
+        Path(folder, "job.pickle").write_bytes(cloudpickle.dumps(job))
+    except Exception as error:
+        raise ProbeError(f"The model cannot be sent to a child process: {error}") from error

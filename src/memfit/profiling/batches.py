@@ -1,0 +1,192 @@
+"""What the data of a run feeds the step: shapes and dtypes of a batch, and a few real samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from memfit.backends import keras_seam, random_state
+from memfit.backends.array_feed import ArrayFeed
+from memfit.errors import ArgumentError
+from memfit.records import TensorSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The batches of a run.
+
+    Attributes:
+        spec: ``(x, y, sample_weight)`` of TensorSpec at the full batch size; None where the data does not tell.
+        batch_size: Samples of a full batch.
+        num_samples: Samples of the data set, where it knows.
+        sample: Called with n, gives ``(x, y, sample_weight)`` of numpy arrays: the first n samples at most.
+    """
+
+    spec: Any
+    batch_size: int | None
+    num_samples: int | None
+    sample: Callable[[int], Any]
+
+
+def described(arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:
+    """What the arguments of ``fit`` feed, and the arguments to fit with: a generator that was looked at starts anew.
+
+    Raises:
+        ArgumentError: There is no data, or x, y and weights are of different length.
+    """
+    x, y, sample_weight = (arguments.get(name) for name in ("x", "y", "sample_weight"))
+    if x is None:
+        raise ArgumentError("fit needs data. Received: x=None. Pass arrays, a dataset or a generator as `x`.")
+    if keras_seam.are_arrays((x, y, sample_weight)):
+        return _arrays(arguments), arguments
+    if hasattr(x, "element_spec"):
+        return _tf_dataset(x, arguments), arguments
+    if isinstance(x, keras.utils.PyDataset):
+        return _py_dataset(x, arguments), arguments
+    if isinstance(x, types.GeneratorType):
+        return _generator(x, arguments)
+    return _iterable(x, arguments), arguments
+
+
+def _arrays(arguments: dict[str, Any]) -> Batches:
+    structure = tuple(arguments.get(name) for name in ("x", "y", "sample_weight"))
+    num_samples = _common_length(structure)
+    batch_size = arguments.get("batch_size")
+    if batch_size is None:
+        steps = arguments.get("steps_per_epoch")
+        batch_size = -(-num_samples // steps) if steps else 32
+    size = min(batch_size, num_samples)
+    weighted = arguments.get("class_weight") is not None and structure[2] is None
+    spec = [keras_seam.map_leaves(lambda leaf: _spec_of(leaf, size), part) for part in structure]
+    if weighted:
+        spec[2] = TensorSpec((size,), keras.config.floatx())
+
+    def sample(count: int) -> Any:
+        return tuple(keras_seam.map_leaves(_as_numpy, keras_seam.rows(part, slice(0, count))) for part in structure)
+
+    return Batches(tuple(spec), size, num_samples, sample)
+
+
+def _common_length(structure: tuple[Any, ...]) -> int:
+    lengths = {
+        name: sorted({int(leaf.shape[0]) for leaf in keras_seam.flatten(part)})
+        for name, part in zip(("x", "y", "sample_weight"), structure, strict=True)
+        if part is not None
+    }
+    known = sorted(set(itertools.chain(*lengths.values())))
+    if len(known) > 1:
+        shown = ", ".join(f"{name}: {' and '.join(map(str, sizes))}" for name, sizes in lengths.items())
+        raise ArgumentError(
+            f"x, y and sample_weight must have the same number of samples. Received: {shown}. "
+            "Cut or complete them so that sample i of one belongs to sample i of the others."
+        )
+    if not known or known[0] == 0:
+        raise ArgumentError("The data is empty. Received: arrays with 0 samples. Pass at least one sample.")
+    return known[0]
+
+
+def _tf_dataset(dataset: Any, arguments: dict[str, Any]) -> Batches:
+    if int(dataset.cardinality()) == 0:
+        raise ArgumentError("The data is empty. Received: a tf.data.Dataset of 0 batches. Check the files and filters.")
+    spec = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)
+    leaves = keras_seam.flatten(spec)
+    if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") and leaf.shape.rank for leaf in leaves):
+        return Batches(None, None, None, _first_of(dataset))
+    shapes = [leaf.shape.as_list() for leaf in leaves]
+    size = next((shape[0] for shape in shapes if shape[0]), None) or _declared_batch_size(dataset)
+    if size is None or any(dimension is None for shape in shapes for dimension in shape[1:]):
+        return _from_first(_first_of(dataset), arguments)
+    full = keras_seam.map_leaves(lambda leaf: TensorSpec((size, *leaf.shape.as_list()[1:]), leaf.dtype.name), spec)
+    return Batches(_with_class_weight(full, arguments), size, None, _first_of(dataset))
+
+
+def _declared_batch_size(dataset: Any) -> int | None:
+    """The batch size that a ``batch`` stage of the pipeline names, past stages that keep batches whole."""
+    while dataset is not None:
+        size = getattr(dataset, "_batch_size", None)
+        if size is not None:
+            return int(size)
+        dataset = getattr(dataset, "_input_dataset", None)
+    return None
+
+
+def _py_dataset(dataset: Any, arguments: dict[str, Any]) -> Batches:
+    if dataset.num_batches == 0:
+        raise ArgumentError("The data is empty. Received: a PyDataset of 0 batches. Check what it was made from.")
+
+    def sample(count: int) -> Any:
+        return _cut(keras.utils.unpack_x_y_sample_weight(dataset[0]), count)
+
+    return _from_first(sample, arguments)
+
+
+def _generator(generator: Any, arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:
+    try:
+        first = next(generator)
+    except StopIteration:
+        raise ArgumentError("The data is empty. Received: a generator that yields nothing.") from None
+
+    def again() -> Any:
+        yield first
+        yield from generator
+
+    def sample(count: int) -> Any:
+        return _cut(keras.utils.unpack_x_y_sample_weight(first), count)
+
+    return _from_first(sample, arguments), {**arguments, "x": again()}
+
+
+def _iterable(data: Any, arguments: dict[str, Any]) -> Batches:
+    if isinstance(data, ArrayFeed) or not hasattr(data, "__iter__"):
+        return Batches(None, None, None, lambda count: None)
+    return _from_first(_first_of(data), arguments)
+
+
+def _first_of(data: Any) -> Callable[[int], Any]:
+    def sample(count: int) -> Any:
+        with random_state.preserved():
+            first = next(iter(data), None)
+        if first is None:
+            raise ArgumentError(f"The data is empty. Received: a {type(data).__name__} of 0 batches.")
+        return _cut(keras.utils.unpack_x_y_sample_weight(first), count)
+
+    return sample
+
+
+def _from_first(sample: Callable[[int], Any], arguments: dict[str, Any]) -> Batches:
+    first = sample(2**62)
+    leaves = keras_seam.flatten(first)
+    if not leaves or not all(isinstance(leaf, np.ndarray) and leaf.ndim for leaf in leaves):
+        return Batches(None, None, None, sample)
+    spec = tuple(keras_seam.map_leaves(lambda leaf: TensorSpec(leaf.shape, str(leaf.dtype)), part) for part in first)
+    return Batches(_with_class_weight(spec, arguments), leaves[0].shape[0], None, sample)
+
+
+def _with_class_weight(spec: Any, arguments: dict[str, Any]) -> Any:
+    x, y, sample_weight = spec
+    if arguments.get("class_weight") is not None and sample_weight is None:
+        sample_weight = TensorSpec((keras_seam.flatten(x)[0].shape[0],), keras.config.floatx())
+    return x, y, sample_weight
+
+
+def _cut(batch: Any, count: int) -> Any:
+    return tuple(keras_seam.map_leaves(lambda leaf: _as_numpy(leaf)[:count], part) for part in batch)
+
+
+def _spec_of(leaf: Any, size: int) -> TensorSpec:
+    dtype = keras.backend.standardize_dtype(leaf.dtype) if hasattr(leaf, "dtype") else keras.config.floatx()
+    fed = keras.config.floatx() if keras.backend.is_float_dtype(dtype) else dtype
+    return TensorSpec((size, *(int(dimension) for dimension in leaf.shape[1:])), fed)
+
+
+def _as_numpy(leaf: Any) -> Any:
+    """A leaf as a numpy array where it is dense; anything else as it is."""
+    if hasattr(leaf, "detach"):
+        leaf = leaf.detach().cpu()
+    return np.asarray(leaf) if hasattr(leaf, "__array__") else leaf

@@ -1,0 +1,134 @@
+"""One test for each private name of Keras that ``keras_seam`` uses: a failure says which Keras changed it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from memfit.backends import keras_seam
+from memfit.records import TensorSpec
+
+
+@pytest.fixture(autouse=True)
+def _says_the_version(record_property: Any) -> None:
+    record_property("keras", keras.__version__)
+
+
+def built() -> Any:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_regularizer="l2")])
+    model.compile("adam", "mse", metrics=["mae"])
+    keras_seam.symbolic_build(model, (TensorSpec((4, 3), "float32"), TensorSpec((4, 2), "float32"), None))
+    return model
+
+
+def gone(name: str) -> str:
+    return f"Keras {keras.__version__} changed {name}; mend keras_seam"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_call_has_training_arg",
+        "_compute_loss",
+        "_symbolic_build",
+        "_compile_loss",
+        "_compile_metrics",
+        "_compile_config",
+        "_loss_tracker",
+        "_losses_override",
+        "_flatten_layers",
+    ],
+)
+def test_the_model_has(name: str) -> None:
+    assert hasattr(built(), name), gone(f"Model.{name}")
+
+
+def test_the_compiled_loss_keeps_named_entries_and_metrics() -> None:
+    compiled = built()._compile_loss
+    (entry,) = compiled._flat_losses
+    assert entry._fields[1] == "loss", gone("CompileLoss._flat_losses")
+    assert isinstance(compiled._metrics, list), gone("CompileLoss._metrics")
+    assert compiled.built, gone("CompileLoss.built")
+
+
+def test_fit_accepts_a_data_adapter() -> None:
+    adapter = keras_seam.array_order(4, batch_size=2, steps=None, shuffle=False)
+    assert isinstance(adapter, keras_seam.DataAdapter), gone("trainers.data_adapters")
+    assert [list(np.asarray(b)) for b in adapter.get_numpy_iterator()] == [[0, 1], [2, 3]], gone("ArrayDataAdapter")
+
+
+def test_jax_trainers_make_a_function_of_state_and_data() -> None:
+    if keras.backend.backend() != "jax":
+        pytest.skip("the JAX trainer's own")
+    step = keras_seam.steps_on_iterator(built(), lambda state, data: (data, state))
+    assert step(1, iter(["batch"])) == ("batch", 1), gone("JAXTrainer._make_function")
+
+
+def test_an_instance_train_step_is_used_by_the_train_function() -> None:
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the TensorFlow backend's way to attach")
+    model = built()
+    keras_seam.set_attribute(model, "train_step", lambda data: {"mine": keras.ops.ones(())})
+    model.make_train_function(force=True)
+    assert "mine" in model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0).history, gone("Trainer.make_train_function")
+
+
+def test_overrides_tells_the_users_methods_from_keras() -> None:
+    class Own(keras.Model):
+        def train_step(self, data: Any) -> Any:
+            return {}
+
+    assert keras_seam.overrides(Own(), "train_step")
+    assert not keras_seam.overrides(keras.Sequential(), "train_step")
+    assert not keras_seam.overrides(keras.Sequential(), "compute_loss")
+
+
+def test_losses_can_be_overridden_and_come_back() -> None:
+    model = built()
+    with keras_seam.overridden_losses(model, ["mine"]):
+        assert model.losses == ["mine"], gone("Layer._losses_override")
+    assert len(model.losses) == 1
+    assert keras_seam.num_weight_losses(model) == 1
+
+
+def test_masks_travel_with_tensors() -> None:
+    outputs = keras.layers.Embedding(3, 2, mask_zero=True)(np.array([[1, 0]]))
+    assert keras_seam.mask_of(outputs) is not None, gone("get_keras_mask")
+    weight = keras_seam.weight_of_entries(None, keras_seam.mask_of(outputs), dtype="float32")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), [[1.0, 0.0]])
+
+
+def test_seeds_are_found_by_name_and_state_is_kept() -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.5, seed=1), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    (seed,) = [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+    before = np.array(seed)
+    with keras_seam.preserved_state(model):
+        keras_seam.advance_seeds(model)
+        assert not np.array_equal(before, np.array(seed)), gone("SeedGenerator.state")
+    np.testing.assert_array_equal(before, np.array(seed))
+    with keras_seam.without_dropout(model):
+        assert model.layers[0].rate == 0
+    assert model.layers[0].rate == 0.5
+
+
+def test_symbolic_outputs_computes_shapes_of_every_layer() -> None:
+    calls = keras_seam.symbolic_outputs(built(), TensorSpec((2, 3), "float32"))
+    assert [(type(layer).__name__, shapes) for layer, shapes in calls if type(layer).__name__ == "Dense"] == [
+        ("Dense", [(2, 2)])
+    ], gone("Layer.__call__ or compute_output_spec")
+
+
+def test_own_objects_are_the_users_alone() -> None:
+    class Mine(keras.layers.Layer):
+        pass
+
+    def loss(y_true: Any, y_pred: Any) -> Any:
+        return keras.ops.mean(y_pred - y_true, axis=-1)
+
+    model = keras.Sequential([keras.Input((3,)), Mine()])
+    model.compile("adam", loss)
+    assert set(keras_seam.own_objects(model).values()) == {Mine, loss}, gone("Trainer._compile_config")

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memfit.records import Budget, Consumer, Estimate, Plan, Profile, Reading
+
+amounts = st.integers(0, 2**45)
+estimates = st.builds(Estimate, bytes=amounts, margin=amounts, source=st.text(max_size=8))
+budgets = st.builds(Budget, host_bytes=amounts, source=st.text(max_size=8), device_bytes=st.none() | amounts)
+plans = st.builds(
+    Plan,
+    batch_size=st.none() | st.integers(1, 10**6),
+    micro_batch_size=st.none() | st.integers(1, 10**6),
+    budget=budgets,
+    peak=st.none() | estimates,
+    validation_batch_size=st.none() | st.integers(1, 10**6),
+    reasons=st.lists(st.text(max_size=20), max_size=3).map(tuple),
+)
+
+
+@given(plans)
+def test_a_plan_survives_json(plan: Plan) -> None:
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@given(plans)
+def test_parts_cover_the_batch(plan: Plan) -> None:
+    if plan.batch_size is not None and plan.micro_batch_size is not None:
+        assert plan.num_parts * plan.micro_batch_size >= plan.batch_size
+        assert (plan.num_parts - 1) * plan.micro_batch_size < plan.batch_size
+    else:
+        assert plan.num_parts == 1
+
+
+@pytest.mark.parametrize("document", ["", "{}", "[]", '{"batch_size": 1}', "null"])
+def test_what_is_no_plan_is_refused(document: str) -> None:
+    with pytest.raises(ValueError, match="Not a plan"):
+        Plan.from_json(document)
+
+
+def test_consumers_are_sorted_over_layers_and_categories() -> None:
+    profile = Profile(
+        backend="torch",
+        device="cpu",
+        batch_size=8,
+        weights=10,
+        gradients=20,
+        optimizer_state=30,
+        inputs=5,
+        layers=(Consumer("conv", "Conv2D", 25),),
+        base=Reading(1, None, "here"),
+        peak=Estimate(100, 1, "scripted"),
+    )
+    assert [consumer.bytes for consumer in profile.consumers] == [30, 25, 20, 10, 5]
+    assert profile.activations == 25
+    assert "optimizer state" in str(profile)
