@@ -207,6 +207,16 @@ def test_a_batch_is_a_function_of_epoch_and_index(folder: pathlib.Path) -> None:
         dataset[6]
 
 
+def test_looking_at_batches_is_not_an_epoch(folder: pathlib.Path) -> None:
+    dataset = load(folder)
+    looked_at = [numbers(dataset[index][0]) for index in range(6)]
+    assert [numbers(images) for images, _ in dataset] == looked_at
+    assert dataset.epoch == 0
+    two_batches = load(folder, batch_size=30)
+    watch(two_batches, epochs=2)
+    assert two_batches.epoch == 1
+
+
 def test_threads_may_ask_for_batches_at_once(folder: pathlib.Path) -> None:
     dataset = load(folder)
     expected = [numbers(dataset[index][0]) for index in range(6)]
