@@ -13,8 +13,10 @@ from memfit.backends.shares import Shares
 from memfit.records import Split
 
 
-def attach(model: Any, split: Split) -> Callable[[], None]:
-    """Puts the micro-batched train step on the model; returns the function that takes it off."""
+def attach(model: Any, split: Split | None) -> Callable[[], None]:
+    """Puts the micro-batched train step on the model (with None nothing); returns the function that takes it off."""
+    if split is None:
+        return lambda: None
     previous = model.train_function
     keras_seam.set_attribute(model, "train_step", train_step(model, split))
     model.make_train_function(force=True)
@@ -71,8 +73,7 @@ class _Step:
 
     The first part, of 1 to ``micro_batch_size`` samples, runs in straight-line code; the others, all full, follow in the
     loop. So a short batch needs no branch, and the first part tells the loop what it carries: which gradients exist, which
-    are sparse, what the user's ``compute_metrics`` returns. The loop starts from the first part's gradients, so that the
-    two never run side by side.
+    are sparse, what the user's ``compute_metrics`` returns.
     """
 
     def __init__(self, model: Any, split: Split) -> None:
@@ -126,7 +127,7 @@ class _Step:
             outputs = [a + b for a, b in zip(outputs, part_outputs, strict=True)]
             return index + 1, total + part_total, outputs, sums, slices, logs
 
-        start = (tf.constant(0), total, outputs, [grads[i] for i in dense], [a.pair for a in arrays], logs)
+        start = (_zero_after(grads), total, outputs, [grads[i] for i in dense], [a.pair for a in arrays], logs)
         _, total, outputs, sums, slices, logs = tf.while_loop(
             lambda index, *_: index < num_rest, body, start, parallel_iterations=1
         )
@@ -159,7 +160,7 @@ class _Step:
                 part = self.counts(self._rest(batch, index))
                 return index + 1, [total + part[i] for total, i in zip(totals, counted, strict=True)]
 
-            start = (tf.constant(0), [counts[i] for i in counted])
+            start = (_zero_after(counts), [counts[i] for i in counted])
             _, totals = tf.while_loop(lambda index, _: index < num_rest, body, start, parallel_iterations=1)
             for i, total in zip(counted, totals, strict=True):
                 counts[i] = total
@@ -210,6 +211,17 @@ class _SliceArrays:
 
 def _is_sparse(gradient: Any) -> bool:
     return isinstance(gradient, tf.IndexedSlices)
+
+
+def _zero_after(results: Any) -> tf.Tensor:
+    """The loop's first index, there once the results of the first part are.
+
+    TensorFlow takes a loop apart into its variables: what an iteration computes from the index and the batch alone would
+    start beside the first part, and both would hold their activations.
+    """
+    tensors = [leaf for leaf in tf.nest.flatten(results, expand_composites=True) if leaf is not None]
+    with tf.control_dependencies(tensors):
+        return tf.identity(tf.constant(0))
 
 
 def _num_samples(batch: Any) -> Any:
