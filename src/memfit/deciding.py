@@ -99,18 +99,24 @@ def profiled(model: Any, batches: Batches, backend: Backend) -> Profile:
     return prediction.profile(prediction.peak(None))
 
 
-def smaller(decision: Decision) -> Decision | None:
-    """The decision with half the micro-batch, for a step that ran out of memory; None where one sample is the part."""
+def smaller(decision: Decision, model: Any, batches: Batches, request: Request, *, backend: Backend) -> Decision | None:
+    """The decision with half the micro-batch, for a step that ran out of memory; None where nothing smaller is left.
+
+    A whole batch is split in two where the model allows it.
+    """
     plan = decision.plan
-    if decision.split is None or plan.micro_batch_size in (None, 1):
+    now = plan.micro_batch_size or plan.batch_size
+    if now is None or now <= 1 or micro_batch.blocked_reason(model) is not None:
         return None
-    size = max(1, (plan.micro_batch_size or 2) // 2)
-    reason = f"micro-batches of {plan.micro_batch_size} ran out of memory"
-    return dataclasses.replace(
-        decision,
-        plan=dataclasses.replace(plan.because(reason), micro_batch_size=size, peak=None),
-        split=dataclasses.replace(decision.split, micro_batch_size=size),
-    )
+    reason = f"{now} samples at once ran out of memory"
+    smaller_plan = dataclasses.replace(plan.because(reason), micro_batch_size=-(-now // 2), peak=None)
+    if decision.split is not None:
+        split = dataclasses.replace(decision.split, micro_batch_size=-(-now // 2))
+        return dataclasses.replace(decision, plan=smaller_plan, split=split)
+    finding = _separability(model, batches, request, backend)
+    if finding.split is None and "inexact_micro_batch" not in request.allow:
+        return None
+    return _split_decision(smaller_plan, finding, -(-now // 2), decision.profile)
 
 
 def _unsplit(batches: Batches, request: Request, reason: str) -> Decision:

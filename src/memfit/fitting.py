@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from memfit import backends, budgeting, deciding
@@ -68,10 +69,9 @@ def fit(
         4
     """
     log = _Log()
-    decision, arguments, backend = _decided(
-        model, args, fit_arguments, _Asked(budget, plan, allow, micro_batch_size), log
-    )
-    arguments, feed_reason = feeding.streamed(arguments)
+    prepared = _prepared(model, args, fit_arguments, _Asked(budget, plan, allow, micro_batch_size), log)
+    decision = prepared.decision
+    arguments, feed_reason = feeding.streamed(prepared.arguments)
     if feed_reason is not None:
         streamed_plan = dataclasses.replace(decision.plan.because(feed_reason), streamed=True)
         decision = dataclasses.replace(decision, plan=streamed_plan)
@@ -79,8 +79,9 @@ def fit(
     say(decision.plan.summary, quiet=quiet)
     log.add("plan", str(decision.plan))
     planned = log.seconds
-    with Watcher(backend) as watcher:
-        history, decision = _executed(model, arguments, decision, backend, log)
+    with Watcher(prepared.backend) as watcher:
+        prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
+        history, decision = _executed(model, prepared, log)
     report = RunReport(decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned)
     if history is not None:
         history.memfit = report
@@ -118,7 +119,7 @@ def plan(
         True
     """
     asked = _Asked(budget, None, allow, micro_batch_size)
-    return _decided(model, args, fit_arguments, asked, _Log())[0].plan
+    return _prepared(model, args, fit_arguments, asked, _Log()).decision.plan
 
 
 def profile(model: Any, *args: Any, **fit_arguments: Any) -> Profile:
@@ -175,6 +176,16 @@ class _Asked:
     micro_batch_size: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """All that a run needs: the decision, the arguments to fit with, and how to take a smaller decision after a failure."""
+
+    decision: Decision
+    arguments: dict[str, Any]
+    backend: Backend
+    shrink: Callable[[Decision], Decision | None]
+
+
 class _Log:
     """The events of one call, and its clock."""
 
@@ -194,10 +205,8 @@ class _Log:
         self._events.append(Event(self.seconds, kind, message))
 
 
-def _decided(
-    model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, log: _Log
-) -> tuple[Decision, dict[str, Any], Backend]:
-    """Checks every argument, looks at the data, and decides: the plan, the arguments to fit with, the backend."""
+def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, log: _Log) -> _Prepared:
+    """Checks every argument, looks at the data, and decides."""
     fit_arguments_of.check_model(model)
     allow = fit_arguments_of.checked_allow(asked.allow)
     micro_batch_size = fit_arguments_of.checked_micro_batch_size(asked.micro_batch_size)
@@ -225,7 +234,8 @@ def _decided(
         _keep_order(arguments, found)
     if decision.plan.validation_batch_size is not None:
         arguments = {**arguments, "validation_batch_size": decision.plan.validation_batch_size}
-    return decision, arguments, backend
+    shrink = functools.partial(deciding.smaller, model=model, batches=found, request=request, backend=backend)
+    return _Prepared(decision, arguments, backend, shrink)
 
 
 def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:
@@ -239,28 +249,28 @@ def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:
     )
 
 
-def _executed(
-    model: Any, arguments: dict[str, Any], decision: Decision, backend: Backend, log: _Log
-) -> tuple[Any, Decision]:
+def _executed(model: Any, prepared: _Prepared, log: _Log) -> tuple[Any, Decision]:
     """Runs ``model.fit`` with the plan; a first step that runs out of device memory is rolled back and tried smaller."""
+    backend, decision = prepared.backend, prepared.decision
     while True:
         first = FirstStep(Checkpoint(model)) if backend.device_memory() is not None else None
-        failure = None
         try:
-            with attached(model, decision.split, backend):
-                return model.fit(**_with_callback(arguments, first)), decision
+            with attached(model, decision.split, backend, analysed=decision.profile is not None):
+                return model.fit(**_with_callback(prepared.arguments, first)), decision
         except Exception as error:
             if not backend.is_out_of_memory(error):
                 raise
             failure = f"{type(error).__name__}: {str(error)[:300]}"
-            smaller = deciding.smaller(decision)
-            if first is None or first.finished or first.checkpoint is None or smaller is None:
+            if first is None or first.checkpoint is None:
                 raise OutOfMemoryError(_out_of_memory_text(decision, failure)) from error
         # Outside the except clause the traceback, and the failed step's tensors with it, are gone.
         log.add("out of memory", failure)
         gc.collect()
         backend.release()
         first.checkpoint.restore()
+        smaller = prepared.shrink(decision)
+        if smaller is None:
+            raise OutOfMemoryError(_out_of_memory_text(decision, failure))
         decision = smaller
         log.add("retry", decision.plan.summary)
 

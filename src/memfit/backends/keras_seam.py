@@ -40,6 +40,19 @@ def rows(structure: Any, which: slice) -> Any:
 # The train step
 
 
+@contextlib.contextmanager
+def replaced_values(variables: list[Any], values: list[Any]) -> Iterator[None]:
+    """Inside, each variable holds the given tensor instead of its own, which nothing touches."""
+    kept = [variable._value for variable in variables]
+    try:
+        for variable, value in zip(variables, values, strict=True):
+            variable._value = value
+        yield
+    finally:
+        for variable, value in zip(variables, kept, strict=True):
+            variable._value = value
+
+
 def overrides(model: Any, method: str) -> bool:
     """Whether the user's class, not Keras, defines a method of the model."""
     owner = next(cls for cls in type(model).__mro__ if method in vars(cls))
@@ -59,6 +72,11 @@ def forward_arguments(model: Any, *, training: bool) -> dict[str, bool]:
 def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
     """The model's training loss, through the user's ``compute_loss`` where there is one."""
     return model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+
+
+def compile_marks(model: Any) -> tuple[Any, ...]:
+    """What ``compile`` replaces: a step traced for the model holds while each of these is the very same object."""
+    return (model._compile_loss, model._compile_metrics, model.optimizer, model.jit_compile, model.run_eagerly)
 
 
 def steps_on_iterator(model: Any, step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -236,6 +254,19 @@ def overridden_losses(model: Any, losses: list[Any]) -> Iterator[None]:
         set_attribute(model, "_losses_override", previous)
 
 
+@contextlib.contextmanager
+def kept_call_losses(model: Any) -> Iterator[None]:
+    """Afterwards, what ``add_loss`` and activity regularizers recorded in the last call is what it was before."""
+    layers = list(model._flatten_layers())
+    kept = [list(layer._losses) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, losses in zip(layers, kept, strict=True):
+            layer._losses.clear()
+            layer._losses.extend(losses)
+
+
 def num_weight_losses(model: Any) -> int:
     """How many entries, at the end of ``model.losses``, are weight regularizers."""
     return sum(variable.regularizer is not None for variable in model.trainable_weights)
@@ -335,16 +366,13 @@ def array_order(num_samples: int, *, batch_size: int | None, steps: int | None, 
 
 
 class _IndexAdapter(array_data_adapter.ArrayDataAdapter):
-    """Yields bare index vectors where Keras' adapter yields tuples of one array."""
+    """Iterates over bare index vectors where Keras' adapter gives tuples of one array."""
 
     def get_numpy_iterator(self) -> Iterator[Any]:
         return map(_only, super().get_numpy_iterator())
 
     def get_jax_iterator(self) -> Iterator[Any]:
         return map(_only, super().get_jax_iterator())
-
-    def get_tf_dataset(self) -> Any:
-        return super().get_tf_dataset().map(lambda *batch: _only(batch))
 
 
 def _only(structure: Any) -> Any:

@@ -38,8 +38,8 @@ class Backend(Protocol):
             The estimate, or None where this framework cannot analyse the step (the caller then asks a probe).
         """
 
-    def attach(self, model: Any, split: Split) -> Callable[[], None]:
-        """Puts the micro-batched train step on the model.
+    def attach(self, model: Any, split: Split | None) -> Callable[[], None]:
+        """Puts the micro-batched train step on the model; with None Keras' own, where an analysis has compiled it already.
 
         Returns:
             A function that takes it off again and leaves the model as it was.

@@ -61,7 +61,7 @@ class SimulatedBackend:
         """``batch`` is the number of samples."""
         return Estimate(int(model.step_bytes(batch, split) * self._prediction_error), 0, "scripted")
 
-    def attach(self, model: SimulatedModel, split: Split) -> Callable[[], None]:
+    def attach(self, model: SimulatedModel, split: Split | None) -> Callable[[], None]:
         previous = model.split
         model.split = split
 

@@ -11,9 +11,16 @@ from memfit.records import Split
 
 
 @contextlib.contextmanager
-def attached(model: Any, split: Split | None, backend: Backend) -> Iterator[None]:
-    """Inside, the model's train step works in parts; afterwards nothing of memfit is on the model."""
-    if split is None:
+def attached(model: Any, split: Split | None, backend: Backend, *, analysed: bool = False) -> Iterator[None]:
+    """Inside, the model's train step is the plan's; afterwards nothing of memfit is on the model.
+
+    Args:
+        model: The user's model.
+        split: How its batches are split, or None for Keras' own step.
+        backend: The current backend.
+        analysed: Whether Keras' own step was analysed, so that the backend may have it ready as it was.
+    """
+    if split is None and not analysed:
         yield
         return
     detach = backend.attach(model, split)

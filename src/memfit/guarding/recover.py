@@ -27,17 +27,16 @@ class Checkpoint:
 
 
 class FirstStep(keras.callbacks.Callback):
-    """Notes that a first step has finished, and lets the checkpoint go."""
+    """Holds the checkpoint until a first step has gone through, and lets it go then."""
 
-    def __init__(self, checkpoint: Checkpoint | None) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.checkpoint = checkpoint
-        self.finished = False
+        self.checkpoint: Checkpoint | None = checkpoint
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not self.finished:
-            # The logs are read so that a failure of an asynchronous step shows here, not later.
-            for value in keras.tree.flatten(logs or {}):
-                float(np.asarray(keras.ops.convert_to_numpy(value)).sum())
-            self.finished = True
-            self.checkpoint = None
+        if self.checkpoint is None:
+            return
+        # The logs are read so that a failure of an asynchronous step shows here, not later.
+        for value in keras.tree.flatten(logs or {}):
+            float(np.asarray(keras.ops.convert_to_numpy(value)).sum())
+        self.checkpoint = None

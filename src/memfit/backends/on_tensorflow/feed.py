@@ -14,7 +14,7 @@ def gathered(order: tf.data.Dataset, gather: Callable[[Any], Any]) -> tf.data.Da
     """The data set of batches for a data set of their indices.
 
     Args:
-        order: Yields int64 vectors: the samples of each batch.
+        order: Yields int64 vectors, alone or in a tuple: the samples of each batch.
         gather: Makes a tuple of nested numpy arrays from such a vector.
     """
     import numpy as np
@@ -25,7 +25,9 @@ def gathered(order: tf.data.Dataset, gather: Callable[[Any], Any]) -> tf.data.Da
     def load(indices: Any) -> list[Any]:
         return [np.ascontiguousarray(leaf) for leaf in keras_seam.flatten(gather(indices))]
 
-    def batch(indices: tf.Tensor) -> Any:
+    @tf.autograph.experimental.do_not_convert
+    def batch(*order: tf.Tensor) -> Any:
+        (indices,) = keras_seam.flatten(order)
         tensors = tf.numpy_function(load, [indices], [leaf.dtype for leaf in leaves], stateful=False)
         remaining = iter(tensors)
 
