@@ -225,7 +225,7 @@ def test_an_own_train_step_is_trained_as_it_is_with_a_note() -> None:
 def test_a_model_that_mixes_samples_is_not_split_without_allow() -> None:
     model = normalized()
     weights = [w.copy() for w in model.get_weights()]
-    with pytest.raises(ArgumentError, match="mixes samples.*BatchNormalization"):
+    with pytest.raises(ArgumentError, match=r"mixes samples.*BatchNormalization"):
         memfit.fit(model, IMAGES, CLASSES, batch_size=12, micro_batch_size=4, verbose=0)
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)

@@ -17,16 +17,66 @@ from memfit.backends import keras_seam
 from memfit.backends.shares import Shares
 from memfit.records import Split
 
+_PREPARED = "_memfit_prepared_steps"
 
-def attach(model: Any, split: Split) -> Callable[[], None]:
-    """Puts the micro-batched train step on the model; returns the function that takes it off."""
+
+def attach(model: Any, split: Split | None) -> Callable[[], None]:
+    """Puts the micro-batched train step on the model; returns the function that takes it off.
+
+    With None it is Keras' own step, as the analysis compiled it, so that a run need not compile it again.
+    """
+    if split is None and not compiles_whole(model):
+        return lambda: None
     previous = model.train_function
-    keras_seam.set_attribute(model, "train_function", keras_seam.steps_on_iterator(model, Step(model, split)))
+    step = _take_prepared(model, split) or _new_step(model, split)
+    keras_seam.set_attribute(model, "train_function", keras_seam.steps_on_iterator(model, step))
 
     def detach() -> None:
         keras_seam.set_attribute(model, "train_function", previous)
 
     return detach
+
+
+def compiles_whole(model: Any) -> bool:
+    """Whether Keras would compile the train step as one program for one device."""
+    jits = model.jit_compile and not model.run_eagerly and not keras.config.is_nnx_enabled()
+    return jits and not keras_seam.is_distributed(model)
+
+
+def prepare(model: Any, split: Split | None) -> Step | PlainStep:
+    """A new step that the next ``attach`` with this split takes, compiled functions included.
+
+    It is dropped where the model is compiled again before that.
+    """
+    marks, steps = getattr(model, _PREPARED, (None, {}))
+    step = _new_step(model, split)
+    kept: dict[Split | None, Any] = steps if _same(marks, keras_seam.compile_marks(model)) else {}
+    keras_seam.set_attribute(model, _PREPARED, (keras_seam.compile_marks(model), {**kept, split: step}))
+    return step
+
+
+def _take_prepared(model: Any, split: Split | None) -> Step | PlainStep | None:
+    """The step that the analysis prepared; it and those for other splits are kept no longer."""
+    marks, steps = vars(model).pop(_PREPARED, (None, {}))
+    return steps.get(split) if _same(marks, keras_seam.compile_marks(model)) else None
+
+
+def _same(marks: tuple[Any, ...] | None, others: tuple[Any, ...]) -> bool:
+    return marks is not None and all(a is b for a, b in zip(marks, others, strict=True))
+
+
+def _new_step(model: Any, split: Split | None) -> Step | PlainStep:
+    return PlainStep(model) if split is None else Step(model, split)
+
+
+def _wait(results: Any) -> None:
+    """On a CPU, waits for a step.
+
+    JAX runs up to 32 steps behind the Python loop, and each waits with its batch in memory; an allocation that fails there
+    is raised long after its step. On an accelerator the queue is what keeps it busy, and holds no more than a batch ahead.
+    """
+    if jax.default_backend() == "cpu":
+        jax.block_until_ready(results)
 
 
 def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
@@ -59,6 +109,19 @@ def _values(model: Any) -> tuple[list[Any], list[Any], list[Any]]:
     return tuple([variable.value for variable in group] for group in variables)  # type: ignore[return-value]
 
 
+class PlainStep:
+    """Keras' own train step, compiled as Keras compiles it: ``step(state, data) -> (logs, state)``."""
+
+    def __init__(self, model: Any) -> None:
+        # A function of its own: jitting the bound method again, as Keras does, would find this one's trace.
+        self.jitted = jax.jit(lambda state, data: model.train_step(state, data), donate_argnums=0)
+
+    def __call__(self, state: Any, data: Any) -> tuple[Any, Any]:
+        logs, state = self.jitted(state, data)
+        _wait(logs)
+        return logs, state
+
+
 class Step:
     """The micro-batched train step: ``step(state, data) -> (logs, state)``, as Keras' JAX trainer calls it."""
 
@@ -69,16 +132,22 @@ class Step:
         self._own_loss = keras_seam.overrides(model, "compute_loss")
         self._counted: dict[bool, bool] = {}
         jit = model.jit_compile and not model.run_eagerly
-        self._part_jit = jax.jit(self.part, donate_argnums=(1, 2, 4)) if jit else self.part
-        self._update_jit = jax.jit(self.update, donate_argnums=(0, 2, 3)) if jit else self.update
-        self._counts_jit = jax.jit(self.counts) if jit else self.counts
+        self.jitted_part: Any = jax.jit(self.part, donate_argnums=(1, 2, 4)) if jit else self.part
+        self.jitted_update: Any = jax.jit(self.update, donate_argnums=(0, 2, 3)) if jit else self.update
+        self.jitted_counts: Any = jax.jit(self.counts) if jit else self.counts
+
+    @property
+    def may_count(self) -> bool:
+        """Whether ``counts`` may have to run before the first part."""
+        return self._shares.may_count
 
     def __call__(self, state: Any, data: Any) -> tuple[Any, Any]:
         trainable, others, optimizer, metrics = state
         batch = keras.utils.unpack_x_y_sample_weight(data)
         sums, others, metrics, logs = self._accumulate((trainable, others, optimizer, metrics), batch, donate=True)
-        update = self._update_jit(trainable, others, optimizer, metrics, sums, logs, _num_samples(batch))
+        update = self.jitted_update(trainable, others, optimizer, metrics, sums, logs, _num_samples(batch))
         trainable, others, optimizer, metrics, logs = update
+        _wait(logs)
         return logs, (trainable, others, optimizer, metrics)
 
     def gradients(self, state: Any, batch: Any) -> tuple[Any, list[Any]]:
@@ -90,8 +159,8 @@ class Step:
         trainable, others, optimizer, metrics = state
         num_samples = _num_samples(batch)
         counts = self._total_counts(trainable, others, batch)
-        part = self._part_jit if donate else self.part
-        sums = self._zeros(trainable)
+        part = self.jitted_part if donate else self.part
+        sums = self.zeros(trainable)
         logs: Any = {}
         for piece in _parts(batch, num_samples, self._size):
             fraction = np.float32(_num_samples(piece) / num_samples)
@@ -170,7 +239,7 @@ class Step:
             return None
         totals: list[Any] | None = None
         for part in _parts(batch, _num_samples(batch), self._size):
-            counts = self._counts_jit(trainable, others, part)
+            counts = self.jitted_counts(trainable, others, part)
             if all(count is None for count in counts):
                 self._counted[weighted] = False
                 return None
@@ -178,7 +247,8 @@ class Step:
             totals = counts if totals is None else added
         return totals
 
-    def _zeros(self, trainable: Any) -> tuple[Any, list[Any], list[Any]]:
+    def zeros(self, trainable: Any) -> tuple[Any, list[Any], list[Any]]:
+        """The sums before the first part: of the losses, and of each gradient."""
         num_outputs = 0 if self._own_loss else len(keras_seam.compiled_losses(self._model))
         zeros = [jax.numpy.zeros_like(value) for value in trainable]
         dtype = keras.config.floatx()

@@ -1,7 +1,36 @@
 """The PyTorch backend."""
 
-from types import SimpleNamespace
+from __future__ import annotations
 
-from memfit.backends.on_torch import step
+from collections.abc import Callable
+from typing import Any
 
-backend = SimpleNamespace(attach=step.attach, gradients=step.gradients)
+from memfit.backends.on_torch import analysis, memory, oom, step
+from memfit.records import DeviceMemory, Estimate, Split
+
+
+class _Torch:
+    """``backends.protocol.Backend``, answered by the modules of this folder."""
+
+    name = "torch"
+
+    def device_memory(self) -> DeviceMemory | None:
+        return memory.device_memory()
+
+    def release(self) -> None:
+        memory.release()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return oom.is_out_of_memory(error)
+
+    def step_bytes(self, model: Any, batch: Any, split: Split | None) -> Estimate | None:
+        return analysis.step_bytes(model, batch, split)
+
+    def attach(self, model: Any, split: Split | None) -> Callable[[], None]:
+        return step.attach(model, split)
+
+    def gradients(self, model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
+        return step.gradients(model, batch, split)
+
+
+backend = _Torch()

@@ -13,10 +13,12 @@ from memfit.backends.shares import Shares
 from memfit.records import Split
 
 
-def attach(model: Any, split: Split) -> Callable[[], None]:
-    """Puts the micro-batched train step on the model; returns the function that takes it off."""
+def attach(model: Any, split: Split | None) -> Callable[[], None]:
+    """Puts the micro-batched train step on the model, or with None nothing; returns the function that takes it off."""
+    if split is None:
+        return lambda: None
     previous = model.train_function
-    step = _Step(model, split)
+    step = MicroBatchedStep(model, split)
 
     def train_function(data: Any) -> Any:
         logs: Any = {}
@@ -45,7 +47,7 @@ def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[
             loss.backward()
             total = loss
         else:
-            total = _Step(model, split).backward(batch)[0]
+            total = MicroBatchedStep(model, split).backward(batch)[0]
         grads = [variable.value.grad for variable in model.trainable_weights]
         return float(total.detach()), [None if g is None else g.detach().cpu().numpy().copy() for g in grads]
     finally:
@@ -53,15 +55,15 @@ def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[
         model.train(was_training)
 
 
-class _Step:
+class MicroBatchedStep:
     """The micro-batched train step of one model."""
 
-    def __init__(self, model: Any, split: Split) -> None:
+    def __init__(self, model: Any, split: Split, *, compiled: bool = True) -> None:
         self._model = model
         self._split = split
         self._shares = Shares(model, split)
         self._counted: dict[bool, bool] = {}
-        self._compiled_part = torch.compile(self._part) if model.jit_compile else self._part
+        self._compiled_part = torch.compile(self._part) if model.jit_compile and compiled else self._part
 
     def __call__(self, data: Any) -> Any:
         batch = keras.utils.unpack_x_y_sample_weight(data)

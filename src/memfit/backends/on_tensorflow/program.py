@@ -1,0 +1,259 @@
+"""A step as a program over values, run on an allocator instead of on numbers.
+
+Values count their readers as TensorFlow's do: a value's memory goes back when the last operation that reads it is done, an
+operation writes over an input that nobody else reads, and a list keeps what was put into it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from memfit.backends.on_tensorflow.arena import Arena
+
+# Turns of a loop that are walked when nothing is kept from turn to turn: afterwards every turn finds the arena alike.
+_STEADY_TURNS = 3
+# Turns of a loop that are walked when lists grow; what later turns would add is added in one piece.
+_MOST_TURNS = 256
+
+
+class UnknownSizeError(Exception):
+    """The size of something that matters cannot be read from the graph."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The size of an output whose shape the graph does not know, from the sizes of the inputs.
+
+    Attributes:
+        of: "largest" input, or "all" of them together (a list counts by what it keeps).
+        ratio: Bytes of the output for each byte of that.
+    """
+
+    of: str
+    ratio: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation over numbered values.
+
+    Attributes:
+        name: Its type.
+        kind: "make" (new memory), "alias" (outputs are the inputs, in order), "nothing" (outputs cost nothing), "list"
+            (an empty list), "push" (input 1 into the list of input 0), "pop" (outputs: the list, its last element),
+            "loop" (its body's values) or "branch" (input 0 chooses, the others are the branches' values).
+        inputs: The values that it reads.
+        outputs: The values that it makes.
+        sizes: Bytes of each output, where it makes memory.
+        scratch: Bytes that it takes beside them while it runs.
+        in_place: Whether an output may take over an input of the same size that nobody else reads.
+        programs: A loop's body, or every branch.
+        turns: How often a loop runs at most; None where that is not known.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...] = ()
+    sizes: tuple[int | Bound, ...] = ()
+    scratch: int = 0
+    in_place: bool = False
+    programs: tuple[Program, ...] = ()
+    turns: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Operations in order, and the numbers of the values that come in and go out.
+
+    Attributes:
+        operations: In the order in which they run.
+        arguments: Values that the caller gives.
+        results: Values that the caller gets.
+        readers: How many operations, and results, read each value.
+        grows: Whether some list is pushed to.
+    """
+
+    operations: tuple[Operation, ...]
+    arguments: tuple[int, ...]
+    results: tuple[int, ...]
+    readers: dict[int, int]
+    grows: bool
+
+    @classmethod
+    def of(cls, operations: Sequence[Operation], arguments: Sequence[int], results: Sequence[int]) -> Program:
+        readers: dict[int, int] = dict.fromkeys(arguments, 0)
+        for operation in operations:
+            readers.update(dict.fromkeys(operation.outputs, 0))
+            for value in operation.inputs:
+                readers[value] += 1
+        for value in results:
+            readers[value] += 1
+        grows = any(o.kind == "push" or any(p.grows for p in o.programs) for o in operations)
+        return cls(tuple(operations), tuple(arguments), tuple(results), readers, grows)
+
+
+class Memory:
+    """The memory behind one or more values.
+
+    Attributes:
+        size: Its bytes.
+        readers: Who still reads it.
+        elements: What a list keeps; None where this is no list.
+    """
+
+    __slots__ = ("chunk", "elements", "readers", "size")
+
+    def __init__(self, size: int, chunk: Any = None, elements: list[Memory] | None = None) -> None:
+        self.size = size
+        self.chunk = chunk
+        self.elements = elements
+        self.readers = 0
+
+
+class Walker:
+    """Walks programs on one arena."""
+
+    def __init__(self) -> None:
+        self.arena = Arena()
+
+    def step(self, program: Program, argument_sizes: Sequence[int]) -> None:
+        """One training step: its arguments are there from its start to its end."""
+        arguments = [self._taken(size) for size in argument_sizes]
+        for memory in arguments:
+            memory.readers += 2
+        results = self.walk(program, arguments)
+        for memory in (*results, *arguments):
+            self._read(memory)
+
+    def walk(self, program: Program, arguments: Sequence[Memory]) -> list[Memory]:
+        """Walks a program once; it drops one reader of each argument as soon as it has taken it over.
+
+        Returns:
+            The memory behind its results, each with one reader for the caller to drop.
+        """
+        values: dict[int, Memory] = {}
+        for number, memory in zip(program.arguments, arguments, strict=True):
+            self._hold(values, program, number, memory)
+        for memory in arguments:
+            self._read(memory)
+        for operation in program.operations:
+            inputs = [values[number] for number in operation.inputs]
+            outputs = self._outputs(operation, inputs)
+            for number, memory in zip(operation.outputs, outputs, strict=True):
+                self._hold(values, program, number, memory)
+            for memory in (*inputs, *outputs):
+                self._read(memory)
+        return [values[number] for number in program.results]
+
+    def _outputs(self, operation: Operation, inputs: list[Memory]) -> list[Memory]:
+        """The memory behind an operation's outputs, each with one reader to drop."""
+        kind = operation.kind
+        if kind == "make":
+            outputs = self._made(operation, inputs)
+        elif kind == "alias":
+            outputs = inputs[: len(operation.outputs)]
+        elif kind == "nothing":
+            outputs = [Memory(0) for _ in operation.outputs]
+        elif kind == "list":
+            outputs = [Memory(0, elements=[])]
+        elif kind == "push":
+            outputs = inputs[:1]
+            self._push(inputs[0], inputs[1])
+        elif kind == "pop":
+            return self._popped(inputs[0])
+        elif kind == "loop":
+            return self._loop(operation, inputs)
+        else:
+            return self._branch(operation, inputs)
+        for memory in outputs:
+            memory.readers += 1
+        return outputs
+
+    def _made(self, operation: Operation, inputs: list[Memory]) -> list[Memory]:
+        scratch = self._taken(operation.scratch)
+        outputs = []
+        for rule in operation.sizes:
+            size = rule if isinstance(rule, int) else _bounded(rule, inputs)
+            reused = None
+            if operation.in_place and size:
+                reused = next((m for m in inputs if m.readers == 1 and m.size == size and m not in outputs), None)
+            outputs.append(reused or self._taken(size))
+        if scratch.chunk is not None:
+            self.arena.give(scratch.chunk, scratch.size)
+        return outputs
+
+    def _push(self, handle: Memory, element: Memory) -> None:
+        if handle.elements is None:
+            handle.elements = []
+        handle.elements.append(element)
+        element.readers += 1
+
+    def _popped(self, handle: Memory) -> list[Memory]:
+        element = handle.elements.pop() if handle.elements else Memory(0)
+        if not element.readers:
+            element.readers = 1
+        handle.readers += 1
+        return [handle, element]
+
+    def _loop(self, operation: Operation, inputs: list[Memory]) -> list[Memory]:
+        body = operation.programs[0]
+        turns, later = _STEADY_TURNS, 0
+        if body.grows:
+            if operation.turns is None:
+                raise UnknownSizeError(f"the number of turns of {operation.name}")
+            turns = min(operation.turns, _MOST_TURNS)
+            later = operation.turns - turns
+        elif operation.turns is not None:
+            turns = min(turns, operation.turns)
+        # The first values belong to the loop from here on: they go when its first turn has read them. Its caller drops them
+        # once more afterwards.
+        state = list(inputs)
+        for _turn in range(turns):
+            lengths = [len(memory.elements or ()) for memory in state]
+            state = self.walk(body, state)
+        if later > 0 and turns:
+            for memory, length in zip(state, lengths, strict=True):
+                if memory.elements is not None:
+                    added = sum(element.size for element in memory.elements[length:])
+                    self._push(memory, self._taken(added * later))
+        for memory in inputs:
+            memory.readers += 1
+        return state
+
+    def _branch(self, operation: Operation, inputs: list[Memory]) -> list[Memory]:
+        """Walks every branch, one after the other; the results are those of the last."""
+        results: list[Memory] = []
+        for program in operation.programs:
+            for memory in results:
+                self._read(memory)
+            for memory in inputs[1:]:
+                memory.readers += 1
+            results = self.walk(program, inputs[1:])
+        return results
+
+    def _taken(self, size: int) -> Memory:
+        return Memory(size, self.arena.take(size) if size else None)
+
+    def _hold(self, values: dict[int, Memory], program: Program, number: int, memory: Memory) -> None:
+        values[number] = memory
+        memory.readers += program.readers[number]
+
+    def _read(self, memory: Memory) -> None:
+        memory.readers -= 1
+        if memory.readers > 0:
+            return
+        if memory.chunk is not None:
+            self.arena.give(memory.chunk, memory.size)
+            memory.chunk = None
+        for element in memory.elements or ():
+            self._read(element)
+        if memory.elements:
+            memory.elements = []
+
+
+def _bounded(bound: Bound, inputs: Sequence[Memory]) -> int:
+    sizes = [memory.size + sum(element.size for element in memory.elements or ()) for memory in inputs]
+    return int((sum(sizes) if bound.of == "all" else max(sizes, default=0)) * bound.ratio)

@@ -1,0 +1,83 @@
+"""How many bytes of tensors are alive while code runs on fake tensors: nothing is computed, nothing is allocated."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_COPY = torch.ops.aten.copy_.default
+
+Workspace = Callable[[Any, tuple[Any, ...], Any], int]
+"""``workspace(operator, arguments, result)``: bytes that the operator's kernel takes by itself while it runs."""
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the storages of fake tensors from their first appearance to their end.
+
+    Enter it inside a ``FakeTensorMode``. Views share a storage and count once. Tensors that are real - random seeds, which
+    the code reads as numbers - stay real.
+
+    Attributes:
+        live: Bytes alive now.
+        peak: The highest ``live`` so far, the workspace of the operator that ran then included.
+        workspace: The highest workspace of one operator.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self.workspace = 0
+        self._workspace = workspace
+        self._storages: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if func is _COPY and not isinstance(args[0], FakeTensor):
+            return args[0]  # a seed's next value: which one does not matter here
+        result = func(*args, **kwargs)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, FakeTensor):
+                self.count(leaf)
+        extra = self._workspace(func, args, result)
+        self.workspace = max(self.workspace, extra)
+        self.peak = max(self.peak, self.live + extra)
+        return result
+
+    def count(self, tensor: Any) -> None:
+        """Counts a tensor's storage, unless it is counted already."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._storages.get(key)
+        if known is not None and known() is storage:
+            return
+        size = storage.nbytes()
+
+        def ended(reference: Any) -> None:
+            if self._storages.get(key) is reference:
+                del self._storages[key]
+            self.live -= size
+
+        self._storages[key] = weakref.ref(storage, ended)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def ignore(self, tensor: Any) -> None:
+        """Keeps a tensor out of the count: what is held between steps."""
+        storage = tensor.untyped_storage()
+        self._storages[storage._cdata] = weakref.ref(storage)
+
+
+def fake_mode() -> FakeTensorMode:
+    """A mode in which factories make fake tensors, and constants of the model are taken as fakes."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
