@@ -1,0 +1,17 @@
+"""The examples in docstrings that need no framework run as written."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = ["memfit.units", "memfit.planning.search", "memfit.backends.simulated", "memfit.budgeting.decide"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.attempted
+    assert not results.failed
