@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import tensorflow as tf
+
+from memfit.backends import error_chain
 
 # What TensorFlow, its GPU runtime and XLA write where an allocation failed, and nowhere else.
 _FAILED_ALLOCATION = re.compile(
@@ -41,7 +42,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     A text alone proves nothing: only errors that TensorFlow raised are read, so a user's ValueError that quotes one is not
     one. Python's and NumPy's MemoryError counts.
     """
-    return any(_says_memory(link) for link in _chain(error))
+    return any(_says_memory(link) for link in error_chain.links(error))
 
 
 def _says_memory(error: BaseException) -> bool:
@@ -53,20 +54,3 @@ def _says_memory(error: BaseException) -> bool:
     if _FAILED_ALLOCATION.search(message) is not None:
         return True
     return isinstance(error, tf.errors.ResourceExhaustedError) and _OUT_OF_MEMORY.search(message) is not None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from or while handling, and the members of groups; each once."""
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        link = waiting.pop()
-        if link is None or id(link) in seen:
-            continue
-        seen.add(id(link))
-        yield link
-        waiting.append(link.__cause__)
-        if not link.__suppress_context__:
-            waiting.append(link.__context__)
-        if isinstance(link, BaseExceptionGroup):
-            waiting.extend(link.exceptions)
