@@ -89,6 +89,11 @@ def set_attribute(model: Any, name: str, value: Any) -> None:
     object.__setattr__(model, name, value)
 
 
+def remove_attribute(model: Any, name: str) -> None:
+    """Removes what ``set_attribute`` set, so that the class' own shows again."""
+    object.__delattr__(model, name)
+
+
 def is_distributed(model: Any) -> bool:
     """Whether the model trains on several devices: ``keras.distribution``, a TensorFlow strategy, or torch's DDP."""
     if keras.distribution.distribution() is not None or getattr(model, "ddp_model", None) is not None:

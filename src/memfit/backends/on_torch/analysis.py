@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from memfit import units
 from memfit.backends import keras_seam
-from memfit.backends.on_torch import residency, workspace
+from memfit.backends.on_torch import workspace
 from memfit.backends.on_torch.live_storages import LiveStorages, fake_mode
 from memfit.backends.on_torch.step import MicroBatchedStep
 from memfit.records import Estimate, Split
@@ -47,21 +47,19 @@ def step_bytes(model: Any, batch: Any, split: Split | None) -> Estimate | None:
     """
     if keras_seam.is_distributed(model):
         return None
-    not_resident = residency.missing_bytes([variable.value for variable in _variables(model)])
     try:
         live = _run(model, batch, split)
     except _NOT_ANALYSABLE:
         return None
-    total = live.peak + not_resident
     share = _COMPILED_SHARE if model.jit_compile else _SHARE
-    return Estimate(total, margin=_FIXED + int(share * total), source=SOURCE)
+    return Estimate(live.peak, margin=_FIXED + int(share * live.peak) + live.heap_peak // 2, source=SOURCE)
 
 
 def _run(model: Any, batch: Any, split: Split | None) -> LiveStorages:
     """One step on fake tensors; the gradients of the step before are there, as they are from the second step on."""
     device = keras.ops.convert_to_tensor(0).device
     live = LiveStorages(workspace.for_device(device.type))
-    with fake_mode(), _training(model), _swapped(model) as fakes, live:
+    with fake_mode(), _training(model), _swapped(model) as fakes, live, _readable(model.optimizer, live):
         for fake in fakes:
             live.ignore(fake)
         if split is None:
@@ -95,10 +93,16 @@ def _variables(model: Any) -> list[Any]:
     return list({id(variable): variable for variable in variables}.values())
 
 
+def _modules(model: Any) -> list[Any]:
+    """Every module, each once: a Keras model does not register its layers as children, but wrapped torch modules have some."""
+    layers = [model, *keras_seam.flat_layers(model)]
+    return list({id(module): module for layer in layers for module in layer.modules()}.values())
+
+
 @contextlib.contextmanager
 def _training(model: Any) -> Iterator[None]:
     """Inside, the modules are in training mode, and what ``add_loss`` recorded is put back afterwards."""
-    modes = {module: module.training for module in model.modules()}
+    modes = {module: module.training for module in _modules(model)}
     with keras_seam.kept_call_losses(model):
         model.train()
         try:
@@ -109,6 +113,25 @@ def _training(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _readable(optimizer: Any, live: LiveStorages) -> Iterator[None]:
+    """Inside, the optimizer can read scalars as numbers: its learning rate, or whether all gradients are finite.
+
+    They scale what it writes and choose between an update and none, so that 1 serves for the memory.
+    """
+    apply = optimizer.apply
+
+    def readable(*arguments: Any, **keywords: Any) -> Any:
+        with live.scalars_read_as(1):
+            return apply(*arguments, **keywords)
+
+    keras_seam.set_attribute(optimizer, "apply", readable)
+    try:
+        yield
+    finally:
+        keras_seam.remove_attribute(optimizer, "apply")
+
+
+@contextlib.contextmanager
 def _swapped(model: Any) -> Iterator[list[Any]]:
     """Inside, variables, parameters and buffers are fakes of the same shapes, which are yielded.
 
@@ -116,7 +139,7 @@ def _swapped(model: Any) -> Iterator[list[Any]]:
     """
     variables = _variables(model)
     seeds = {id(variable.value) for variable in variables if variable.name == "seed_generator_state"}
-    tables = [table for module in model.modules() for table in (module._parameters, module._buffers)]
+    tables = [table for module in _modules(model) for table in (module._parameters, module._buffers)]
     registered = [(table, name, tensor) for table in tables for name, tensor in table.items() if tensor is not None]
     held = [*(variable.value for variable in variables), *(tensor for *_, tensor in registered)]
     substitutes = {id(tensor): _copy(tensor) if id(tensor) in seeds else _fake(tensor) for tensor in held}
@@ -137,7 +160,7 @@ def _fake(tensor: Any) -> Any:
     """A fake like the tensor; called inside the fake mode."""
     fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     if isinstance(tensor, torch.nn.Parameter):
-        return torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+        fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
     return fake
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from memfit.backends.host_allocator import LARGE_BLOCK
+
 _COPY = torch.ops.aten.copy_.default
+_READ = torch.ops.aten._local_scalar_dense.default
 
 Workspace = Callable[[Any, tuple[Any, ...], Any], int]
 """``workspace(operator, arguments, result)``: bytes that the operator's kernel takes by itself while it runs."""
@@ -26,15 +30,17 @@ class LiveStorages(TorchDispatchMode):
     Attributes:
         live: Bytes alive now.
         peak: The highest ``live`` so far, the workspace of the operator that ran then included.
-        workspace: The highest workspace of one operator.
+        heap_peak: The highest number of those bytes that were in blocks small enough for the C library's heap.
     """
 
     def __init__(self, workspace: Workspace) -> None:
         super().__init__()
         self.live = 0
         self.peak = 0
-        self.workspace = 0
+        self.heap_peak = 0
+        self._heap = 0
         self._workspace = workspace
+        self._scalar: int | None = None
         self._storages: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -45,14 +51,23 @@ class LiveStorages(TorchDispatchMode):
                 return func(*args, **kwargs)
         if func is _COPY and not isinstance(args[0], FakeTensor):
             return args[0]  # a seed's next value: which one does not matter here
+        if func is _READ and self._scalar is not None:
+            return _python_type(args[0].dtype)(self._scalar)
         result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, FakeTensor):
                 self.count(leaf)
-        extra = self._workspace(func, args, result)
-        self.workspace = max(self.workspace, extra)
-        self.peak = max(self.peak, self.live + extra)
+        self.peak = max(self.peak, self.live + self._workspace(func, args, result))
         return result
+
+    @contextlib.contextmanager
+    def scalars_read_as(self, number: int) -> Iterator[None]:
+        """Inside, a fake scalar that is read as a number is this one; elsewhere that is an error."""
+        self._scalar = number
+        try:
+            yield
+        finally:
+            self._scalar = None
 
     def count(self, tensor: Any) -> None:
         """Counts a tensor's storage, unless it is counted already."""
@@ -62,20 +77,30 @@ class LiveStorages(TorchDispatchMode):
         if known is not None and known() is storage:
             return
         size = storage.nbytes()
+        on_heap = size if size < LARGE_BLOCK else 0
 
         def ended(reference: Any) -> None:
             if self._storages.get(key) is reference:
                 del self._storages[key]
             self.live -= size
+            self._heap -= on_heap
 
         self._storages[key] = weakref.ref(storage, ended)
         self.live += size
         self.peak = max(self.peak, self.live)
+        self._heap += on_heap
+        self.heap_peak = max(self.heap_peak, self._heap)
 
     def ignore(self, tensor: Any) -> None:
         """Keeps a tensor out of the count: what is held between steps."""
         storage = tensor.untyped_storage()
         self._storages[storage._cdata] = weakref.ref(storage)
+
+
+def _python_type(dtype: torch.dtype) -> type[bool] | type[int] | type[float]:
+    if dtype is torch.bool:
+        return bool
+    return float if dtype.is_floating_point else int
 
 
 def fake_mode() -> FakeTensorMode:

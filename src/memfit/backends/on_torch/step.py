@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import torch
 
-from memfit.backends import keras_seam
+from memfit.backends import host_allocator, keras_seam
 from memfit.backends.shares import Shares
 from memfit.records import Split
 
+_YOUNG = 1
+"""The generations of objects that a step makes; collecting them takes about a millisecond."""
+
 
 def attach(model: Any, split: Split | None) -> Callable[[], None]:
-    """Puts the micro-batched train step on the model, or with None nothing; returns the function that takes it off."""
-    if split is None:
-        return lambda: None
+    """Puts the micro-batched train step on the model; returns the function that takes it off.
+
+    With None the step stays Keras' own; what a step takes is analysed for the heap as it is set here either way.
+    """
     previous = model.train_function
-    step = MicroBatchedStep(model, split)
+    if split is not None:
+        keras_seam.set_attribute(model, "train_function", _train_function(MicroBatchedStep(model, split)))
+    on_cpu = keras.ops.convert_to_tensor(0).device.type == "cpu"
+    restore_heap = host_allocator.map_large_blocks() if on_cpu else None
+
+    def detach() -> None:
+        if restore_heap is not None:
+            restore_heap()
+        if split is not None:
+            keras_seam.set_attribute(model, "train_function", previous)
+
+    return detach
+
+
+def _train_function(step: MicroBatchedStep) -> Callable[[Any], Any]:
+    """The step as Keras' epoch loop calls it: on a list of batches."""
 
     def train_function(data: Any) -> Any:
         logs: Any = {}
@@ -26,12 +46,7 @@ def attach(model: Any, split: Split | None) -> Callable[[], None]:
             logs = step(batch)
         return logs
 
-    keras_seam.set_attribute(model, "train_function", train_function)
-
-    def detach() -> None:
-        keras_seam.set_attribute(model, "train_function", previous)
-
-    return detach
+    return train_function
 
 
 def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
@@ -66,6 +81,8 @@ class MicroBatchedStep:
         self._compiled_part = torch.compile(self._part) if model.jit_compile and compiled else self._part
 
     def __call__(self, data: Any) -> Any:
+        # Keras' tree functions on PyTorch leave cycles that hold the batch before, until Python collects them.
+        gc.collect(_YOUNG)
         batch = keras.utils.unpack_x_y_sample_weight(data)
         self._model.zero_grad()
         total, outputs, logs = self.backward(batch, metrics=True)

@@ -1,0 +1,219 @@
+"""The analysis on PyTorch: what it predicts, what it cannot, and that it changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+if keras.backend.backend() != "torch":
+    pytest.skip("PyTorch only", allow_module_level=True)
+
+import torch
+
+from memfit.backends import keras_seam
+from memfit.backends.on_torch import analysis, step, workspace
+from memfit.backends.on_torch.live_storages import LiveStorages, fake_mode
+from memfit.records import Split, TensorSpec
+from memfit.units import MIB
+
+
+class ReadsItsData(keras.layers.Layer):
+    """Control flow on a number that only a real step knows."""
+
+    def call(self, x: Any) -> Any:
+        return x * 2 if float(keras.ops.sum(x)) > 0 else x
+
+
+def cnn(*more: Any) -> Any:
+    layers = [keras.layers.Conv2D(16, 3, activation="relu"), keras.layers.BatchNormalization(), *more]
+    layers += [keras.layers.MaxPooling2D(), keras.layers.Flatten(), keras.layers.Dense(4, activation="softmax")]
+    model = keras.Sequential([keras.Input((24, 24, 3)), *layers])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def regularized() -> Any:
+    layer = keras.layers.Dense(4, activation="softmax", activity_regularizer="l2", kernel_regularizer="l2")
+    model = keras.Sequential([keras.Input((24, 24, 3)), keras.layers.Flatten(), layer])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model
+
+
+def wrapped_module() -> Any:
+    module = torch.nn.Sequential(torch.nn.Linear(1728, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 4))
+    layers = [keras.layers.Flatten(), keras.layers.TorchModuleWrapper(module), keras.layers.Softmax()]
+    model = keras.Sequential([keras.Input((24, 24, 3)), *layers])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    return model
+
+
+MODELS = {
+    "plain": cnn,
+    "dropout": lambda: cnn(keras.layers.Dropout(0.2)),
+    "seeded dropout": lambda: cnn(keras.layers.Dropout(0.2, seed=1)),
+    "regularized": regularized,
+    "torch module": wrapped_module,
+}
+
+
+def images(batch_size: int) -> tuple[Any, Any, Any]:
+    return TensorSpec((batch_size, 24, 24, 3), "float32"), TensorSpec((batch_size,), "int64"), None
+
+
+def built(model: Any, batch: Any) -> Any:
+    keras_seam.symbolic_build(model, batch)
+    return model
+
+
+def tensors(model: Any) -> list[Any]:
+    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    return [variable.value for variable in variables] + [*model.parameters(), *model.buffers()]
+
+
+def trained(model: Any) -> Any:
+    rng = np.random.default_rng(0)
+    model.fit(rng.random((8, 24, 24, 3), "float32"), np.arange(8) % 4, batch_size=8, verbose=0, shuffle=False)
+    return model
+
+
+def test_larger_batches_take_more() -> None:
+    model = built(cnn(), images(8))
+    sizes = [analysis.step_bytes(model, images(batch), None).bytes for batch in (8, 16, 64, 256)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 20 * sizes[0]
+
+
+def test_a_linear_step_to_the_byte() -> None:
+    model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000, use_bias=False)])
+    model.compile("sgd", "mse")
+    batch = TensorSpec((8, 1000), "float32"), TensorSpec((8, 1000), "float32"), None
+    estimate = analysis.step_bytes(built(model, batch), batch, None)
+    weights, rows = 1000 * 1000 * 4, 8 * 1000 * 4
+    # The old gradient is gone before the new one, and SGD adds it in place; x, y and the prediction stay.
+    assert weights + 2 * rows <= estimate.bytes <= weights + 8 * rows
+    assert estimate.source == "fake tensors"
+    assert estimate.margin >= 32 * MIB
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "Lion", "RMSprop", "Adagrad", "Adafactor"])
+@pytest.mark.parametrize("schedule", [False, True], ids=["rate", "schedule"])
+def test_every_optimizer_is_analysed(name: str, schedule: bool) -> None:
+    rate = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9) if schedule else 0.1
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10)])
+    model.compile(getattr(keras.optimizers, name)(rate), "mse")
+    batch = TensorSpec((8, 10), "float32"), TensorSpec((8, 10), "float32"), None
+    assert analysis.step_bytes(built(model, batch), batch, None) is not None
+    assert "apply" not in vars(model.optimizer)
+
+
+def test_a_step_with_loss_scaling_is_analysed() -> None:
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10, dtype="mixed_float16")])
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse")
+    batch = TensorSpec((8, 10), "float32"), TensorSpec((8, 10), "float32"), None
+    assert analysis.step_bytes(built(model, batch), batch, None) is not None
+
+
+def test_a_split_step_takes_less() -> None:
+    model = built(cnn(), images(256))
+    whole = analysis.step_bytes(model, images(256), None)
+    parts = [analysis.step_bytes(model, images(256), Split(size)).bytes for size in (64, 16)]
+    assert whole.bytes > 3 * parts[0]
+    assert parts[0] > parts[1] > 256 * 24 * 24 * 3 * 4  # the whole batch is there in any case
+
+
+def test_a_step_that_counts_masks_first_is_analysed() -> None:
+    layers = [keras.layers.Embedding(9, 5, mask_zero=True), keras.layers.GRU(6, return_sequences=True)]
+    model = keras.Sequential([keras.Input((7,), dtype="int32"), *layers, keras.layers.Dense(4, activation="softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    batch = TensorSpec((32, 7), "int32"), TensorSpec((32, 7), "int32"), None
+    assert analysis.step_bytes(built(model, batch), batch, Split(8)).bytes > 0
+
+
+def test_a_step_that_reads_its_data_is_unknown_and_the_model_unharmed() -> None:
+    model = built(cnn(ReadsItsData()), images(8))
+    before = [tensor.detach().clone() for tensor in tensors(model)]
+    assert analysis.step_bytes(model, images(8), None) is None
+    for a, b in zip(tensors(model), before, strict=True):
+        assert torch.equal(a, b)
+    trained(model)
+
+
+@pytest.mark.parametrize("split", [None, Split(4)], ids=["plain", "split"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_is_as_it_was(name: str, split: Split | None) -> None:
+    model = trained(built(MODELS[name](), images(8)))
+    before = [(tensor, tensor.detach().clone(), tensor.grad) for tensor in tensors(model)]
+    modes = [module.training for module in model.modules()]
+    losses, function, names = list(map(id, model.losses)), model.train_function, set(vars(model))
+    random = torch.get_rng_state(), np.random.get_state()[1].copy()
+
+    assert analysis.step_bytes(model, images(8), split).bytes > 0
+
+    for tensor, (same, value, grad) in zip(tensors(model), before, strict=True):
+        assert tensor is same
+        assert torch.equal(tensor, value)
+        assert tensor.grad is grad
+    assert modes == [module.training for module in model.modules()]
+    assert model.train_function is function
+    assert set(vars(model)) == names
+    assert [id(loss) for loss in model.losses][: len(losses) - 1] == losses[: len(losses) - 1]
+    assert torch.equal(torch.get_rng_state(), random[0])
+    assert np.array_equal(np.random.get_state()[1], random[1])
+
+
+@pytest.mark.parametrize("split", [None, Split(4)], ids=["plain", "split"])
+def test_training_after_the_analysis_is_the_same(split: Split | None) -> None:
+    results = []
+    for analysed in (False, True):
+        keras.utils.set_random_seed(5)
+        model = built(MODELS["seeded dropout"](), images(8))
+        if analysed:
+            analysis.step_bytes(model, images(8), split)
+        detach = step.attach(model, split)
+        trained(model)
+        detach()
+        results.append(model.get_weights())
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_storages_are_counted_once_and_until_they_end() -> None:
+    with fake_mode(), LiveStorages(workspace.for_device("cpu")) as live:
+        a = torch.empty(1000)
+        view = a.view(10, 100).t()
+        assert live.live == 4000
+        b = a + a
+        assert (live.live, live.peak) == (8000, 8000)
+        b.add_(1)
+        assert live.live == 8000
+        del a, b
+        assert live.live == 4000  # the view still holds its storage
+        del view
+        assert (live.live, live.peak) == (0, 8000)
+
+
+def test_what_is_held_between_steps_does_not_count() -> None:
+    with fake_mode():
+        held = torch.empty(1000)
+        with LiveStorages(workspace.for_device("cpu")) as live:
+            live.ignore(held)
+            held.mul_(2)
+            assert live.peak == 0
+            held + 1
+        assert live.peak == 4000
+
+
+@pytest.mark.parametrize(("layout", "copies"), [(torch.contiguous_format, 0), (torch.channels_last, 1)])
+def test_pooling_backwards_copies_what_lies_in_another_order(layout: Any, copies: int) -> None:
+    with fake_mode():
+        x = torch.empty(2, 8, 16, 16)
+        y, indices = torch.nn.functional.max_pool2d_with_indices(x, 2)
+        gradient = torch.empty_like(y, memory_format=layout)
+        arguments = (gradient, x, [2, 2], [2, 2], [0, 0], [1, 1], False, indices)
+        operator = torch.ops.aten.max_pool2d_with_indices_backward.default
+        result = operator(*arguments)
+        assert workspace.for_device("cpu")(operator, arguments, result) == copies * (x.nbytes + indices.nbytes)
+        assert workspace.for_device("cuda")(operator, arguments, result) == 0
