@@ -4,7 +4,7 @@ Two questions. With no pressure: the ratio of epoch times (target <= 1.02; on Te
 parts: the throughput beside plain Keras run at the micro-batch size (target >= 0.95), which makes as many passes over as
 many samples but one optimizer update for each.
 
-    KERAS_BACKEND=jax python benchmarks/overhead.py [--repeats 9] [--seconds 4] [--out DIR]
+    KERAS_BACKEND=jax python benchmarks/overhead.py [--repeats 7] [--epochs 2] [--models cnn] [--out DIR]
 
 Prints a table and appends one JSON row a measurement to ``benchmarks/results/overhead-BACKEND.jsonl``.
 """

@@ -13,7 +13,7 @@ import jax
 import keras
 import numpy as np
 
-from memfit.backends import keras_seam
+from memfit.backends import host_allocator, keras_seam
 from memfit.backends.shares import Shares
 from memfit.records import Split
 
@@ -30,8 +30,11 @@ def attach(model: Any, split: Split | None) -> Callable[[], None]:
     previous = model.train_function
     step = _take_prepared(model, split) or _new_step(model, split)
     keras_seam.set_attribute(model, "train_function", keras_seam.steps_on_iterator(model, step))
+    restore_heap = host_allocator.map_large_blocks() if jax.default_backend() == "cpu" else None
 
     def detach() -> None:
+        if restore_heap is not None:
+            restore_heap()
         keras_seam.set_attribute(model, "train_function", previous)
 
     return detach

@@ -1,35 +1,58 @@
 """TensorFlow: what one training step takes at its peak, from the graph of the step, which is traced and never run.
 
-The graph's operations are walked in order on a model of TensorFlow's arena: each tensor is taken when its operation runs and
-given back after its last reader. The arena never shrinks, so the resident bytes are what counts, not the live ones.
+The graph's operations are walked on a model of TensorFlow's arena: each tensor is taken when its operation runs and given
+back after its last reader. On a CPU the arena never shrinks, so the resident bytes count, not the live ones; and since
+TensorFlow runs ready operations side by side, in an order that differs from step to step, the walk goes through several.
+Under XLA (``jit_compile=True``) the compiler's own buffer assignment is read instead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 from memfit import units
 from memfit.backends import keras_seam
-from memfit.backends.on_tensorflow import lowering
+from memfit.backends.on_tensorflow import lowering, xla_buffers
 from memfit.backends.on_tensorflow.program import Program, UnknownSizeError, Walker
 from memfit.backends.on_tensorflow.step import train_step
 from memfit.records import Estimate, Split
 
-SOURCE = "graph liveness"
-_STEPS = 2
-"""The second step finds the arena as the first left it, and may need more of it."""
+_MOST_STEPS = 16
+_FEWEST_STEPS = 8
+_WALKED_OPERATIONS = 12_000
+"""Steps that are walked, the first in the order of creation: as many as so many operations make, within the two bounds. The
+arena is larger after each, as it is in a real run, and a walk takes some 0.1 ms an operation."""
 
-_SHARE = 0.15
-_FIXED = 48 * units.MIB
-"""Operations run side by side in an order that differs from run to run; thread stacks and kernel caches."""
+_GRAPH_FIXED = 20 * units.MIB
+_GRAPH_OPERATION = 20 * units.KIB
+"""What the first step makes and keeps in host memory: the traced graph, its optimised copies, kernels, threads. Measured:
+25 MiB for 260 operations, 90 MiB for 3500, 140 MiB for 6000."""
+
+_GRAPH_OVERLAPPING = 80 * units.KIB
+"""The same for an operation in a recurrent layer's loop, of which TensorFlow keeps many turns open."""
+
+_SHARE = 0.17
+_FIXED = 16 * units.MIB
+_XLA_SHARE = 0.10
+_XLA_COMPILING = 192 * units.MIB
+"""Margins, from benchmarks/calibration/on_tensorflow.py: no case was above its estimate and margin."""
+
+_DEVICE_SHARE = 0.25
+"""On a GPU cuDNN's workspace is not in the graph, and nothing was measured: the first real step is the trial there."""
 
 
 def step_bytes(model: Any, batch: Any, split: Split | None) -> Estimate | None:
-    """Bytes of one training step at its peak beside weights, optimizer state and metrics, without running it.
+    """Bytes that one training step takes at its peak beside weights, optimizer state and metrics, without running it.
+
+    On a CPU the figure includes the traced graph, which the first step makes and the process keeps.
 
     Args:
         model: Built and compiled; its optimizer, losses and metrics are built as well.
@@ -37,34 +60,100 @@ def step_bytes(model: Any, batch: Any, split: Split | None) -> Estimate | None:
         split: How the batch is split, or None for Keras' own step.
 
     Returns:
-        The estimate, or None where a size that matters cannot be read from the graph, and for XLA (``jit_compile=True``),
-        which plans its memory by itself.
+        The estimate, or None where a size that matters cannot be read from the graph.
     """
-    if model.jit_compile or model.run_eagerly:
+    if model.run_eagerly:
         return None
-    try:
-        program, arguments = _traced(model, batch, split)
-        resident = _resident_bytes(program, arguments)
-    except UnknownSizeError:
-        return None
-    finally:
-        gc.collect()
-    return Estimate(resident, int(_SHARE * resident) + _FIXED, SOURCE)
-
-
-def _traced(model: Any, batch: Any, split: Split | None) -> tuple[Program, list[int]]:
-    """The step as a program, and the bytes of its arguments: those of the batch; variables are held between steps."""
     step = model.train_step if split is None else train_step(model, split)
-    x, y, sample_weight = keras_seam.map_leaves(lambda spec: tf.TensorSpec(spec.shape, spec.dtype), batch)
-    data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-    graph = tf.function(step, autograph=False).get_concrete_function(data).graph
+    specs = keras_seam.map_leaves(lambda spec: tf.TensorSpec(spec.shape, spec.dtype), batch)
+    on_device = bool(tf.config.get_visible_devices("GPU"))
+    with _dropped_graphs():
+        try:
+            if model.jit_compile:
+                return _compiled(step, specs, on_device)
+            program, argument_sizes = traced(step, specs)
+        except UnknownSizeError:
+            return None
+    return _on_device(program, argument_sizes) if on_device else _on_host(program, argument_sizes, _held_sizes(model))
+
+
+@contextlib.contextmanager
+def _dropped_graphs() -> Iterator[None]:
+    """Frees the graphs that are traced inside.
+
+    TensorFlow registers the gradient of each ``tf.custom_gradient`` that it meets in a graph, by a name that it never uses
+    again and never forgets, and the gradient holds its graph; Keras' optimizers contain one.
+    """
+    registry = getattr(getattr(ops, "gradient_registry", None), "_registry", {})
+    known = set(registry)
+    try:
+        yield
+    finally:
+        for name in set(registry) - known:
+            if name.startswith("CustomGradient-"):
+                del registry[name]
+        # A graph is full of cycles.
+        gc.collect()
+
+
+def _on_host(program: Program, argument_sizes: list[int], held_sizes: list[int]) -> Estimate:
+    """The arena at its largest. How the process came to its weights is not known, so both ways to start are walked."""
+    steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _WALKED_OPERATIONS // max(1, program.num_operations)))
+    orders = [program, *(program.shuffled(seed) for seed in range(1, steps))]
+    walkers = Walker(), Walker(held_sizes)
+    for walker in walkers:
+        for order in orders:
+            walker.step(order, argument_sizes)
+    graph = _GRAPH_OPERATION * program.num_operations + _GRAPH_OVERLAPPING * program.num_overlapping
+    num_bytes = max(walker.resident for walker in walkers) + _GRAPH_FIXED + graph
+    return Estimate(num_bytes, int(_SHARE * num_bytes) + _FIXED, "graph liveness")
+
+
+def _on_device(program: Program, argument_sizes: list[int]) -> Estimate:
+    """What is live: a GPU's arena is all of its memory from the start."""
+    walker = Walker()
+    walker.step(program, argument_sizes)
+    return Estimate(walker.arena.peak, int(_DEVICE_SHARE * walker.arena.peak) + _FIXED, "graph liveness")
+
+
+def _compiled(step: Callable[[Any], Any], specs: Any, on_device: bool) -> Estimate | None:
+    num_bytes = xla_buffers.compiled_bytes(_flat(step, specs), keras_seam.flatten(specs))
+    if num_bytes is None:
+        return None
+    fixed = _FIXED if on_device else _XLA_COMPILING
+    return Estimate(num_bytes, int(_XLA_SHARE * num_bytes) + fixed, "XLA buffer assignment")
+
+
+def traced(step: Callable[[Any], Any], specs: Any) -> tuple[Program, list[int]]:
+    """The step as a program, and the bytes of its arguments: those of the batch; variables are held between steps.
+
+    Args:
+        step: A train step, which takes the data of a batch.
+        specs: ``(x, y, sample_weight)`` of ``tf.TensorSpec``.
+
+    Raises:
+        UnknownSizeError: A size that matters cannot be read from the graph.
+    """
+    # Keras itself keeps autograph away from the train step.
+    function = tf.function(_flat(step, specs), autograph=False)
+    graph = function.get_concrete_function(*keras_seam.flatten(specs)).graph
     captured = {id(tensor) for _, tensor in graph.captures}
     sizes = [0 if id(tensor) in captured else lowering.known_bytes(tensor) or 0 for tensor in graph.inputs]
     return lowering.lower(graph), sizes
 
 
-def _resident_bytes(program: Program, argument_sizes: list[int]) -> int:
-    walker = Walker()
-    for _ in range(_STEPS):
-        walker.step(program, argument_sizes)
-    return walker.arena.resident
+def _held_sizes(model: Any) -> list[int]:
+    """Bytes of each weight and optimizer slot."""
+    variables = [*model.variables, *(model.optimizer.variables if model.optimizer is not None else ())]
+    return [math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables]
+
+
+def _flat(step: Callable[[Any], Any], specs: Any) -> Callable[..., Any]:
+    """The step as a function of the batch's tensors, one argument each: all that XLA's inspection takes."""
+
+    def flat(*tensors: Any) -> Any:
+        rest = iter(tensors)
+        x, y, sample_weight = keras_seam.map_leaves(lambda _: next(rest), specs)
+        return step(keras.utils.pack_x_y_sample_weight(x, y, sample_weight))
+
+    return flat

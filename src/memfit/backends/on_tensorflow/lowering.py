@@ -211,48 +211,56 @@ class _Lowering:
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
+        self._places: dict[Any, list[int]] = {}
         self._numbers = itertools.count()
 
     def new(self) -> int:
         return next(self._numbers)
 
-    def graph(self, graph: Any, arguments: Sequence[int]) -> list[int]:
-        """Adds a graph's operations; returns the values of its outputs."""
+    def graph(self, graph: Any, arguments: Sequence[int], after: tuple[int, ...] = ()) -> list[int]:
+        """Adds a graph's operations, each after those at the given places; returns the values of its outputs."""
         values = {tensor.name: value for tensor, value in zip(graph.inputs, arguments, strict=True)}
         for op in _needed(graph):
             if op.outputs and op.outputs[0].name in values:
                 continue
             inputs = tuple(values[tensor.name] for tensor in op.inputs)
+            before = (*after, *(place for source in op.control_inputs for place in self._places.get(source, ())))
+            first = len(self.operations)
             if op.type in _CALLS:
-                outputs = self.graph(_functions(op, "f")[0], inputs)
+                outputs = self.graph(_functions(op, "f")[0], inputs, before)
             else:
                 outputs = [self.new() for _ in op.outputs]
-                self.operations.append(_operation(op, inputs, tuple(outputs)))
+                self.operations.append(_operation(op, inputs, tuple(outputs), before))
+            self._places[op] = list(range(first, len(self.operations)))
             values.update((tensor.name, value) for tensor, value in zip(op.outputs, outputs, strict=True))
         return [values[tensor.name] for tensor in graph.outputs]
 
 
-def _operation(op: Any, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Operation:
+def _operation(op: Any, inputs: tuple[int, ...], outputs: tuple[int, ...], after: tuple[int, ...]) -> Operation:
     kind = op.type
     if kind in _LOOPS:
         body = lower(_functions(op, "body")[0])
-        return Operation(op.name, "loop", inputs, outputs, programs=(body,), turns=_num_turns(op))
+        parallel = int(op.get_attr("parallel_iterations"))
+        turns = _num_turns(op)
+        return Operation(
+            op.name, "loop", inputs, outputs, programs=(body,), turns=turns, parallel=parallel, after=after
+        )
     if kind in _BRANCHES:
         names = ("then_branch", "else_branch") if kind.endswith("If") else ("branches",)
         branches = tuple(lower(graph) for name in names for graph in _functions(op, name))
-        return Operation(op.name, "branch", inputs, outputs, programs=branches)
+        return Operation(op.name, "branch", inputs, outputs, programs=branches, after=after)
     if kind in _LISTS:
-        return Operation(kind, "list", inputs, outputs)
+        return Operation(kind, "list", inputs, outputs, after=after)
     if kind in _PUSHES:
-        return Operation(kind, "push", (inputs[0], inputs[-1]), outputs)
+        return Operation(kind, "push", (inputs[0], inputs[-1]), outputs, after=after)
     if kind == "TensorListPopBack":
-        return Operation(kind, "pop", inputs[:1], outputs)
+        return Operation(kind, "pop", inputs[:1], outputs, after=after)
     if kind in _ALIASES or kind == "IdentityN":
-        return Operation(kind, "alias", inputs, outputs)
+        return Operation(kind, "alias", inputs, outputs, after=after)
     if kind in _NOTHING or all(tensor.dtype == tf.resource for tensor in op.outputs):
-        return Operation(kind, "nothing", inputs, outputs)
+        return Operation(kind, "nothing", inputs, outputs, after=after)
     sizes = tuple(_size(op, tensor) for tensor in op.outputs)
-    return Operation(kind, "make", inputs, outputs, sizes, in_place=kind in _IN_PLACE)
+    return Operation(kind, "make", inputs, outputs, sizes, in_place=kind in _IN_PLACE, after=after)
 
 
 def _size(op: Any, tensor: Any) -> int | Bound:
@@ -265,7 +273,8 @@ def _size(op: Any, tensor: Any) -> int | Bound:
         return Bound("largest")
     known = known_bytes(tensor)
     if known is not None:
-        return known * 5 // 4 if op.type == "MaxPool" else known
+        # oneDNN's pooling keeps a byte beside each output for its gradient: where in the window it came from.
+        return known + math.prod(tensor.shape) if op.type == "MaxPool" else known
     narrowest = min((_width(source.dtype) for source in op.inputs), default=1)
     if op.type in _BOUNDED:
         return Bound("largest", _width(tensor.dtype) / narrowest)
@@ -327,10 +336,14 @@ def _find(graph: Any, name: str) -> Any:
 
 
 def _num_turns(op: Any) -> int | None:
-    """How often a loop's body runs at most, by its lists' lengths and its condition; None where neither says so."""
+    """How often a loop's body runs at most; None where nothing says so.
+
+    A list that a gradient accumulates in gets one element a turn, so its greatest length is a bound; a list of the user's
+    (``TensorListReserve``) may be shorter than the loop. The condition compares a counter with its end.
+    """
     found = []
     for tensor in op.inputs:
-        if tensor.op.type in _LISTS:
+        if tensor.op.type == "EmptyTensorList":
             size = tf.get_static_value(tensor.op.inputs[1])
             if size is not None and int(size) >= 0:
                 found.append(int(size))

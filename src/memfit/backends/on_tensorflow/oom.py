@@ -14,6 +14,8 @@ _FAILED_ALLOCATION = re.compile(
     r"|failed to allocate (?:memory|request for)"
     r"|(?:CUDA|HIP|hip)_?ERROR_?OUT_?OF_?MEMORY"
     r"|cudaErrorMemoryAllocation"
+    r"|out of memory (?:while trying to )?allocat"
+    r"|RESOURCE_EXHAUSTED: Out of memory"
     r"|Dst tensor is not initialized"
     r"|cuda_?malloc(?:_?async)?\b.{0,80}\bfailed"
     r"|CU(?:BLAS|DNN|SOLVER|SPARSE|FFT)_(?:STATUS_)?ALLOC_FAILED"

@@ -7,6 +7,7 @@ operation writes over an input that nobody else reads, and a list keeps what was
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from memfit.backends.on_tensorflow.arena import Arena
 # Turns of a loop that are walked when nothing is kept from turn to turn: afterwards every turn finds the arena alike.
 _STEADY_TURNS = 3
 # Turns of a loop that are walked when lists grow; what later turns would add is added in one piece.
-_MOST_TURNS = 256
+_MOST_TURNS = 32
 
 
 class UnknownSizeError(Exception):
@@ -47,10 +48,11 @@ class Operation:
         inputs: The values that it reads.
         outputs: The values that it makes.
         sizes: Bytes of each output, where it makes memory.
-        scratch: Bytes that it takes beside them while it runs.
         in_place: Whether an output may take over an input of the same size that nobody else reads.
         programs: A loop's body, or every branch.
         turns: How often a loop runs at most; None where that is not known.
+        parallel: How many of a loop's turns may be open at one time.
+        after: Places, in the order of creation, of operations that must be done first whether or not it reads them.
     """
 
     name: str
@@ -58,10 +60,11 @@ class Operation:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...] = ()
     sizes: tuple[int | Bound, ...] = ()
-    scratch: int = 0
     in_place: bool = False
     programs: tuple[Program, ...] = ()
     turns: int | None = None
+    parallel: int = 1
+    after: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Program:
     """Operations in order, and the numbers of the values that come in and go out.
 
     Attributes:
-        operations: In the order in which they run.
+        operations: In the order in which they run, at first that of their creation.
         arguments: Values that the caller gives.
         results: Values that the caller gets.
         readers: How many operations, and results, read each value.
@@ -94,6 +97,48 @@ class Program:
         grows = any(o.kind == "push" or any(p.grows for p in o.programs) for o in operations)
         return cls(tuple(operations), tuple(arguments), tuple(results), readers, grows)
 
+    @property
+    def num_operations(self) -> int:
+        """Operations, those of loops and branches included."""
+        return len(self.operations) + sum(p.num_operations for o in self.operations for p in o.programs)
+
+    @property
+    def num_overlapping(self) -> int:
+        """Operations in loops of which several turns may be open at one time."""
+        inner = [(o, p) for o in self.operations for p in o.programs]
+        return sum(p.num_operations if o.parallel > 1 else p.num_overlapping for o, p in inner)
+
+    def shuffled(self, seed: int) -> Program:
+        """The program in another order that TensorFlow may run it in: of the operations that are ready one of the first.
+
+        Only for a program in the order of its creation.
+        """
+        chance = random.Random(seed)
+        maker = {value: place for place, o in enumerate(self.operations) for value in o.outputs}
+        needs = [
+            {maker[value] for value in o.inputs if value in maker} | {place for place in o.after if place < here}
+            for here, o in enumerate(self.operations)
+        ]
+        users: list[list[int]] = [[] for _ in needs]
+        for place, sources in enumerate(needs):
+            for source in sources:
+                users[source].append(place)
+        missing = [len(sources) for sources in needs]
+        ready = [place for place, count in enumerate(missing) if not count]
+        order = []
+        while ready:
+            place = ready.pop(min(len(ready) - 1, int(chance.expovariate(0.5))))
+            order.append(place)
+            for user in users[place]:
+                missing[user] -= 1
+                if not missing[user]:
+                    ready.append(user)
+        operations = [
+            dataclasses.replace(o, programs=tuple(p.shuffled(seed) for p in o.programs)) if o.programs else o
+            for o in (self.operations[place] for place in order)
+        ]
+        return dataclasses.replace(self, operations=tuple(operations))
+
 
 class Memory:
     """The memory behind one or more values.
@@ -116,8 +161,24 @@ class Memory:
 class Walker:
     """Walks programs on one arena."""
 
-    def __init__(self) -> None:
+    def __init__(self, held_sizes: Sequence[int] = ()) -> None:
+        """Starts with an empty arena, or one in which values were initialised that are held between steps.
+
+        Args:
+            held_sizes: Bytes of each.
+        """
         self.arena = Arena()
+        for size in held_sizes:
+            # An initialiser's values are there beside the variable until they are assigned.
+            values, variable = self._taken(size), self._taken(size)
+            variable.readers = values.readers = 1
+            self._read(values)
+        self._held = sum(held_sizes)
+
+    @property
+    def resident(self) -> int:
+        """Resident bytes beside what is held between steps."""
+        return self.arena.resident - self._held
 
     def step(self, program: Program, argument_sizes: Sequence[int]) -> None:
         """One training step: its arguments are there from its start to its end."""
@@ -173,16 +234,13 @@ class Walker:
         return outputs
 
     def _made(self, operation: Operation, inputs: list[Memory]) -> list[Memory]:
-        scratch = self._taken(operation.scratch)
-        outputs = []
+        outputs: list[Memory] = []
         for rule in operation.sizes:
             size = rule if isinstance(rule, int) else _bounded(rule, inputs)
             reused = None
             if operation.in_place and size:
                 reused = next((m for m in inputs if m.readers == 1 and m.size == size and m not in outputs), None)
             outputs.append(reused or self._taken(size))
-        if scratch.chunk is not None:
-            self.arena.give(scratch.chunk, scratch.size)
         return outputs
 
     def _push(self, handle: Memory, element: Memory) -> None:
@@ -211,17 +269,24 @@ class Walker:
         # The first values belong to the loop from here on: they go when its first turn has read them. Its caller drops them
         # once more afterwards.
         state = list(inputs)
-        for _turn in range(turns):
-            lengths = [len(memory.elements or ()) for memory in state]
+        kept: set[int] = set()
+        for turn in range(turns):
+            if later > 0 and turn == turns - 1:
+                kept = _elements(state)
             state = self.walk(body, state)
         if later > 0 and turns:
-            for memory, length in zip(state, lengths, strict=True):
-                if memory.elements is not None:
-                    added = sum(element.size for element in memory.elements[length:])
-                    self._push(memory, self._taken(added * later))
+            self._keep_later(state, kept, later)
         for memory in inputs:
             memory.readers += 1
         return state
+
+    def _keep_later(self, state: list[Memory], kept: set[int], later: int) -> None:
+        """Adds to each list, in one piece, what the turns that are not walked would: as much as the last one each."""
+        for memory in state:
+            new = {id(element): element.size for element in memory.elements or () if id(element) not in kept}
+            kept |= new.keys()
+            if sum(new.values()):
+                self._push(memory, self._taken(sum(new.values()) * later))
 
     def _branch(self, operation: Operation, inputs: list[Memory]) -> list[Memory]:
         """Walks every branch, one after the other; the results are those of the last."""
@@ -245,13 +310,18 @@ class Walker:
         memory.readers -= 1
         if memory.readers > 0:
             return
-        if memory.chunk is not None:
+        if memory.size:
             self.arena.give(memory.chunk, memory.size)
-            memory.chunk = None
+            memory.size = 0
         for element in memory.elements or ():
             self._read(element)
         if memory.elements:
             memory.elements = []
+
+
+def _elements(state: Sequence[Memory]) -> set[int]:
+    """What the lists of a loop keep: a tensor may be in several, as the output of one turn and the input of the next."""
+    return {id(element) for memory in state for element in memory.elements or ()}
 
 
 def _bounded(bound: Bound, inputs: Sequence[Memory]) -> int:

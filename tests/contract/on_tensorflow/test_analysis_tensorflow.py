@@ -1,0 +1,377 @@
+"""What the analysis of a TensorFlow step counts, on graphs small enough to count by hand, and that it changes nothing."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("for the TensorFlow backend", allow_module_level=True)
+
+import tensorflow as tf
+
+from memfit import backends
+from memfit.backends import keras_seam
+from memfit.backends.on_tensorflow import analysis, lowering, memory
+from memfit.backends.on_tensorflow.arena import Arena
+from memfit.backends.on_tensorflow.program import UnknownSizeError, Walker
+from memfit.records import Split, TensorSpec
+
+MIB = 1024**2
+
+
+def live_peak(function, *specs):
+    """Bytes that a function holds at its peak, its arguments included."""
+    graph = tf.function(function, autograph=False).get_concrete_function(*specs).graph
+    captured = {id(tensor) for _, tensor in graph.captures}
+    walker = Walker()
+    walker.step(
+        lowering.lower(graph),
+        [0 if id(tensor) in captured else lowering.known_bytes(tensor) for tensor in graph.inputs],
+    )
+    assert walker.arena.live == 0
+    return walker.arena.peak
+
+
+def floats(*shape):
+    return tf.TensorSpec(shape, tf.float32)
+
+
+def spec_of(batch_size, x_shape, y_shape=(1,)):
+    return TensorSpec((batch_size, *x_shape), "float32"), TensorSpec((batch_size, *y_shape), "float32"), None
+
+
+def built(model, batch, optimizer="sgd", **arguments):
+    model.compile(optimizer, "mse", **{"jit_compile": False, **arguments})
+    keras_seam.symbolic_build(model, batch)
+    return model
+
+
+def cnn(batch, **arguments):
+    layers = keras.layers
+    return built(
+        keras.Sequential(
+            [
+                keras.Input(batch[0].shape[1:]),
+                layers.Conv2D(32, 3, activation="relu"),
+                layers.MaxPooling2D(),
+                layers.Flatten(),
+                layers.Dense(1),
+            ]
+        ),
+        batch,
+        **arguments,
+    )
+
+
+# Exact sizes
+
+
+def test_every_tensor_that_is_still_read_counts():
+    # The argument, the product, and the product's transpose; the product is read again at the end.
+    def function(x):
+        product = tf.matmul(x, x)
+        return tf.matmul(product, tf.transpose(product))
+
+    kilobytes = 4 * 256 * 256
+    assert live_peak(function, floats(256, 256)) == 4 * kilobytes
+
+
+def test_tensor_is_free_after_its_last_reader():
+    def function(x):
+        for _ in range(5):
+            x = tf.matmul(x, x)
+        return x
+
+    # The argument, one operand, one product.
+    assert live_peak(function, floats(64, 64)) == 3 * 4 * 64 * 64
+
+
+def test_aliases_and_in_place_operations_cost_nothing():
+    def function(x):
+        hidden = tf.matmul(x, x)
+        hidden = tf.nn.relu(tf.reshape(hidden, (-1,)))
+        return tf.reshape(hidden * 2.0 + 1.0, (64, 64))
+
+    assert live_peak(function, floats(64, 64)) == 2 * 4 * 64 * 64
+
+
+def test_operation_nobody_needs_does_not_count():
+    def function(x):
+        tf.matmul(x, tf.matmul(x, x))
+        return tf.reduce_sum(x)
+
+    assert live_peak(function, floats(64, 64)) == 4 * 64 * 64 + 4
+
+
+def test_variables_are_held_between_steps_and_do_not_count():
+    variable = tf.Variable(tf.zeros((512, 64)))
+
+    def function(x):
+        return tf.matmul(x, variable)
+
+    assert live_peak(function, floats(16, 512)) == 4 * 16 * (512 + 64)
+
+
+def test_called_function_counts_in_line():
+    inner = tf.function(lambda x: tf.matmul(tf.matmul(x, x), x), autograph=False)
+
+    assert live_peak(lambda x: inner(x), floats(64, 64)) == 3 * 4 * 64 * 64
+
+
+def test_loop_that_keeps_nothing_costs_one_turn():
+    def function(x):
+        return tf.while_loop(lambda i, _: i < 1000, lambda i, y: (i + 1, tf.matmul(y, x)), (tf.constant(0), x))[1]
+
+    # The argument, the loop's variable and its successor; counters beside them.
+    size = 4 * 64 * 64
+    assert 3 * size <= live_peak(function, floats(64, 64)) < 3 * size + 64
+
+
+@pytest.mark.parametrize("num_turns", [4, 20, 300])
+def test_gradient_through_a_loop_keeps_every_turn(num_turns):
+    def function(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.while_loop(
+                lambda i, _: i < num_turns,
+                lambda i, y: (i + 1, tf.tanh(tf.matmul(y, y))),
+                (tf.constant(0), x),
+                maximum_iterations=num_turns,
+            )[1]
+        return tape.gradient(y, x)
+
+    size = 4 * 64 * 64
+    assert (num_turns + 1) * size <= live_peak(function, floats(64, 64)) <= (num_turns + 6) * size
+
+
+def test_loop_of_unknown_length_that_keeps_turns_is_not_guessed():
+    def function(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.while_loop(lambda y: tf.reduce_sum(y) < 9.0, lambda y: (tf.tanh(tf.matmul(y, y)),), (x,))[0]
+        return tape.gradient(y, x)
+
+    with pytest.raises(UnknownSizeError, match="turns"):
+        live_peak(function, floats(8, 8))
+
+
+def test_larger_branch_counts():
+    def function(x):
+        return tf.cond(tf.reduce_sum(x) > 0, lambda: tf.matmul(tf.matmul(x, x), x), lambda: x + 1.0)
+
+    size = 4 * 64 * 64
+    assert 3 * size <= live_peak(function, floats(64, 64)) <= 3 * size + 16
+
+
+def test_shape_that_depends_on_the_data_is_bounded_by_what_it_comes_from():
+    def function(x):
+        values, _ = tf.unique(x)
+        return tf.reduce_sum(values)
+
+    assert live_peak(function, floats(1024)) == 4 * 1024 * 3
+
+
+# The arena
+
+
+def test_arena_reuses_a_chunk_of_the_right_size():
+    arena = Arena()
+    for _ in range(5):
+        arena.give(arena.take(MIB), MIB)
+
+    assert (arena.resident, arena.live, arena.peak) == (MIB, 0, MIB)
+
+
+def test_arena_never_shrinks_and_leaves_gaps():
+    arena = Arena()
+    first, second = arena.take(4 * MIB), arena.take(4 * MIB)
+    arena.give(first, 4 * MIB)
+    arena.take(6 * MIB)  # fits in no gap
+
+    assert arena.live == 10 * MIB
+    assert arena.resident == 14 * MIB
+    arena.give(second, 4 * MIB)
+    assert arena.resident == 14 * MIB
+
+
+def test_arena_joins_neighbours():
+    arena = Arena()
+    arena.give(arena.take(16 * MIB), 16 * MIB)
+    parts = [arena.take(4 * MIB) for _ in range(4)]
+    for part in parts:
+        arena.give(part, 4 * MIB)
+    arena.take(16 * MIB)
+
+    assert arena.resident == 16 * MIB
+
+
+# The whole step
+
+
+def test_weights_and_slots_do_not_count_gradients_do():
+    batch = spec_of(1, (4096,), (1024,))
+    model = built(keras.Sequential([keras.Input((4096,)), keras.layers.Dense(1024)]), batch, "adam")
+    program, sizes = analysis.traced(model.train_step, keras_seam.map_leaves(lambda s: floats(*s.shape), batch))
+    walker = Walker()
+    walker.step(program, sizes)
+
+    weights = 4 * 4096 * 1024
+    # The gradient and the optimizer's temporaries: not the 3 times that weights and slots take.
+    assert weights <= walker.arena.peak <= 3.1 * weights
+
+
+def test_grows_with_the_batch():
+    figures = []
+    for batch_size in (4, 8, 16, 32, 64):
+        batch = spec_of(batch_size, (64, 64, 3))
+        figures.append(analysis.step_bytes(cnn(batch), batch, None).bytes)
+
+    assert figures == sorted(figures)
+    assert figures[-1] > figures[0] + 2 * 32 * 62 * 62 * 4 * 60
+
+
+def test_smaller_parts_take_less():
+    batch = spec_of(64, (64, 64, 3))
+    model = cnn(batch)
+    figures = [analysis.step_bytes(model, batch, split).bytes for split in (Split(8), Split(16), Split(32), None)]
+
+    assert figures == sorted(figures)
+    assert figures[0] < figures[-1] / 2
+
+
+def test_split_of_the_whole_batch_is_the_plain_step():
+    batch = spec_of(32, (64, 64, 3))
+    model = cnn(batch)
+    plain, whole = (analysis.step_bytes(model, batch, split).bytes for split in (None, Split(32)))
+
+    assert abs(whole - plain) <= 0.1 * plain
+
+
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "SimpleRNN"])
+def test_recurrent_layers_keep_every_turn(layer):
+    figures = []
+    for length in (20, 80):
+        batch = spec_of(64, (length, 8))
+        cell = getattr(keras.layers, layer)(64)
+        model = built(keras.Sequential([keras.Input((length, 8)), cell, keras.layers.Dense(1)]), batch)
+        figures.append(analysis.step_bytes(model, batch, None).bytes)
+
+    # At least the state of each turn.
+    assert figures[1] - figures[0] >= 60 * 64 * 64 * 4
+
+
+def test_sparse_gradients_of_an_embedding_are_analysed_whole_and_in_parts():
+    batch = TensorSpec((64, 16), "int32"), TensorSpec((64, 1), "float32"), None
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((16,), dtype="int32"), layers.Embedding(500, 8), layers.Flatten()])
+    model.add(layers.Dense(1))
+    built(model, batch, "adam")
+
+    assert analysis.step_bytes(model, batch, None) is not None
+    assert analysis.step_bytes(model, batch, Split(16)) is not None
+
+
+def test_nested_inputs_and_sample_weights():
+    layers = keras.layers
+    inputs = {"a": keras.Input((8,), name="a"), "b": keras.Input((4,), name="b")}
+    outputs = layers.Dense(1)(layers.Concatenate()([inputs["a"], inputs["b"]]))
+    x = {"a": TensorSpec((16, 8), "float32"), "b": TensorSpec((16, 4), "float32")}
+    batch = x, TensorSpec((16, 1), "float32"), TensorSpec((16,), "float32")
+    model = built(keras.Model(inputs, outputs), batch)
+
+    assert analysis.step_bytes(model, batch, Split(4)).source == "graph liveness"
+
+
+def test_xla_is_asked_for_its_buffers():
+    batch = spec_of(64, (256,))
+    model = keras.Sequential([keras.Input((256,)), keras.layers.Dense(2048, activation="relu"), keras.layers.Dense(1)])
+    estimate = analysis.step_bytes(built(model, batch, jit_compile=True), batch, None)
+
+    assert estimate.source == "XLA buffer assignment"
+    assert estimate.bytes >= 64 * 2048 * 4
+
+
+def test_eager_step_cannot_be_analysed():
+    batch = spec_of(4, (8,))
+    model = built(keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)]), batch)
+    model.run_eagerly = True
+
+    assert analysis.step_bytes(model, batch, None) is None
+
+
+# The model stays as it was
+
+
+def test_model_is_unchanged():
+    batch = spec_of(16, (8, 8, 3))
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.Dropout(0.5)]
+    )
+    model.add(layers.Flatten())
+    model.add(layers.Dense(1))
+    built(model, batch, "adam", metrics=["mae"])
+    x, y = np.ones((32, 8, 8, 3), "float32"), np.ones((32, 1), "float32")
+    model.fit(x, y, batch_size=16, verbose=0)
+    function = model.train_function
+    variables = [*model.variables, *model.optimizer.variables, *(v for m in model.metrics for v in m.variables)]
+    before = [np.array(variable) for variable in variables]
+
+    for split in (None, Split(4)):
+        assert analysis.step_bytes(model, batch, split) is not None
+
+    assert model.train_function is function
+    assert "train_step" not in vars(model)
+    for variable, value in zip(variables, before, strict=True):
+        np.testing.assert_array_equal(np.array(variable), value)
+    model.fit(x, y, batch_size=16, verbose=0)
+
+
+def test_traced_graph_is_dropped():
+    batch = spec_of(16, (8,))
+    model = built(keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)]), batch)
+    graphs = []
+    plain = type(model).train_step
+
+    def train_step(data):
+        graphs.append(weakref.ref(tf.compat.v1.get_default_graph()))
+        return plain(model, data)
+
+    keras_seam.set_attribute(model, "train_step", train_step)
+    analysis.step_bytes(model, batch, None)
+    gc.collect()
+
+    assert graphs
+    assert all(graph() is None for graph in graphs)
+
+
+# Device memory
+
+
+def test_no_device_memory_without_a_gpu():
+    if tf.config.get_visible_devices("GPU"):
+        assert memory.device_memory().kind == "gpu"
+    else:
+        assert memory.device_memory() is None
+
+
+def test_reserve_leaves_less_than_tensorflow_logs():
+    logged = {15360: 13949, 6144: 4722, 40960: 38276}  # MiB of a T4, a GTX 1060, an A100
+    for total, limit in logged.items():
+        assert 0.9 * limit * MIB <= memory._less_reserve(total * MIB) <= limit * MIB
+
+
+def test_backend_answers_the_protocol():
+    backend = backends.current()
+    backend.release()
+
+    assert backend.name == "tensorflow"
+    assert backend.is_out_of_memory(MemoryError())
+    batch = spec_of(16, (8,))
+    model = built(keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)]), batch)
+    assert backend.step_bytes(model, batch, None).upper > 0
