@@ -6,13 +6,13 @@ import dataclasses
 from typing import Any
 
 from memfit.backends import keras_seam
-from memfit.backends.protocol import Backend
+from memfit.backends.protocol import Backend, StepKind
 from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.executing.arguments import check_fits_model
 from memfit.levers import micro_batch
 from memfit.planning import planner
 from memfit.probing import trial
-from memfit.profiling import layers, peak
+from memfit.profiling import cache, layers, peak
 from memfit.profiling.batches import Batches
 from memfit.records import Budget, Consumer, Estimate, Plan, Profile, Split
 from memfit.reporting.console import shown
@@ -96,7 +96,10 @@ def profiled(model: Any, batches: Batches, backend: Backend) -> Profile:
     check_fits_model(model, batches.spec)
     _build(model, batches.spec)
     prediction = _Prediction(model, batches.spec, backend, quiet=False)
-    return prediction.profile(prediction.peak(None))
+    whole = prediction.profile(prediction.peak(None))
+    return dataclasses.replace(
+        whole, validation_peak=prediction.other_peak("test"), prediction_peak=prediction.other_peak("predict")
+    )
 
 
 def smaller(decision: Decision, model: Any, batches: Batches, request: Request, *, backend: Backend) -> Decision | None:
@@ -245,12 +248,20 @@ class _Prediction:
             "" if split is None else f" in micro-batches of {split.micro_batch_size}"
         )
         with shown(f"analysing {what}", quiet=self._quiet):
-            analysed = peak.predicted_peak(self._model, self._spec, split, backend=self._backend, held=self._held)
+            analysed = peak.step_bytes(self._model, self._spec, split, backend=self._backend)
         if analysed is not None:
-            return analysed
+            return self._on_top_of_base(analysed)
         with shown(f"trying {what} in a child process", quiet=self._quiet):
             tried = trial.step_bytes(self._model, self._spec, split, backend=self._backend)
+        if tried is not None and tried.source == trial.MEASURED:
+            cache.store(cache.key(self._model, self._spec, split, "train", self._backend), tried)
         return self._on_top_of_base(tried or self._shape_step(split))
+
+    def other_peak(self, kind: StepKind) -> Estimate | None:
+        """The peak of a validation or prediction step, or None where it cannot be analysed."""
+        with shown(f"analysing the {kind} step", quiet=self._quiet):
+            step = peak.step_bytes(self._model, self._spec, None, backend=self._backend, kind=kind)
+        return None if step is None else self._on_top_of_base(step, kind)
 
     def profile(self, whole: Estimate) -> Profile:
         return peak.profile(self._model, self._spec, whole, backend=self._backend, outputs=self._outputs)
@@ -271,5 +282,5 @@ class _Prediction:
         num_bytes = peak.crude_step_bytes(dataclasses.replace(held, inputs=int(held.inputs * share)), scaled)
         return Estimate(num_bytes // 2, num_bytes - num_bytes // 2, "layer shapes")
 
-    def _on_top_of_base(self, step: Estimate) -> Estimate:
-        return peak.on_top_of_now(step, model=self._model, held=self._held, backend=self._backend)
+    def _on_top_of_base(self, step: Estimate, kind: StepKind = "train") -> Estimate:
+        return peak.on_top_of_now(step, model=self._model, held=self._held, backend=self._backend, kind=kind)

@@ -99,18 +99,44 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True)
+class Moment:
+    """When a step is at its peak.
+
+    Attributes:
+        phase: "forward", "backward" or "update".
+        layer: The path of the Keras layer, or None where the operation belongs to none.
+        operation: The operation as the framework names it.
+    """
+
+    phase: str
+    layer: str | None
+    operation: str
+
+    def __str__(self) -> str:
+        where = "" if self.layer is None else f" of {self.layer}"
+        return f"{self.phase}{where} ({self.operation})"
+
+
+@dataclasses.dataclass(frozen=True)
 class Estimate:
     """A predicted number of bytes.
 
     Attributes:
         bytes: The prediction.
         margin: What the prediction may be short of; ``upper`` holds both.
-        source: The method: "graph liveness", "compiled", "fake tensors", "probe", "layer shapes", "scripted".
+        source: The method: "graph liveness", "XLA buffer assignment", "compiled", "fake tensors", "probe", "layer shapes",
+            "scripted".
+        moment: When the peak is, or None where the method does not tell.
+        workspace: Of ``bytes``, what no tensor of the program holds: kernels' own memory and gaps of the allocator.
+        compiling: Host bytes that tracing and compiling the step were seen to take while they lasted; not in ``bytes``.
     """
 
     bytes: int
     margin: int
     source: str
+    moment: Moment | None = None
+    workspace: int = 0
+    compiling: int = 0
 
     @property
     def upper(self) -> int:
@@ -118,6 +144,9 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{units.text(self.bytes)} + {units.text(self.margin)} margin ({self.source})"
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +177,11 @@ class Profile:
         optimizer_state: Bytes of the optimizer's variables.
         inputs: Bytes of one batch of x, y and sample weights, as they are fed.
         layers: Output bytes of each layer at ``batch_size``, largest first.
-        base: What the process held before training.
-        peak: The predicted peak of the process (CPU) or device while it trains at ``batch_size``.
+        base: What the process held before training: framework, model and data.
+        peak: The predicted peak of the process (CPU) or device while it trains at ``batch_size``, with its moment, the
+            kernels' own memory and what compiling takes.
+        validation_peak: The same for a validation step; None where that was not asked for or cannot be analysed.
+        prediction_peak: The same for a step of ``predict``.
     """
 
     backend: str
@@ -162,6 +194,8 @@ class Profile:
     layers: tuple[Consumer, ...]
     base: Reading
     peak: Estimate
+    validation_peak: Estimate | None = None
+    prediction_peak: Estimate | None = None
 
     @property
     def activations(self) -> int:
@@ -183,7 +217,25 @@ class Profile:
         lines = [
             f"One training step at batch size {self.batch_size} on {self.backend} ({self.device}): peak {self.peak}"
         ]
-        lines += [f"  {units.text(c.bytes):>9}  {c.name} ({c.kind})" for c in self.consumers[:8] if c.bytes]
+        if self.peak.moment is not None:
+            lines.append(f"  at its peak: {self.peak.moment}")
+        for name, peak in (("validation", self.validation_peak), ("prediction", self.prediction_peak)):
+            if peak is not None:
+                lines.append(f"  one {name} step: peak {peak}")
+        held = self.base.host_bytes if self.base.device_bytes is None else self.base.device_bytes
+        categories = {
+            "held before training": held,
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer state": self.optimizer_state,
+            "inputs": self.inputs,
+            "activations": self.activations,
+            "workspace of kernels": self.peak.workspace,
+            "while compiling": self.peak.compiling,
+        }
+        lines += [f"  {units.text(num_bytes):>9}  {name}" for name, num_bytes in categories.items() if num_bytes]
+        lines.append("Outputs of its layers, largest first:")
+        lines += [f"  {units.text(c.bytes):>9}  {c.name} ({c.kind})" for c in self.layers[:8] if c.bytes]
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -259,12 +311,18 @@ class Plan:
                 **{
                     **fields,
                     "budget": Budget(**fields["budget"]),
-                    "peak": None if peak is None else Estimate(**peak),
+                    "peak": None if peak is None else estimate_from_fields(peak),
                     "reasons": tuple(fields["reasons"]),
                 }
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"Not a plan that Plan.to_json() wrote ({error}). Received: {document[:200]!r}") from error
+
+
+def estimate_from_fields(fields: Mapping[str, Any]) -> Estimate:
+    """The estimate that ``dataclasses.asdict`` took apart, or ``to_json`` wrote."""
+    moment = fields.get("moment")
+    return Estimate(**{**fields, "moment": None if moment is None else Moment(**moment)})
 
 
 @dataclasses.dataclass(frozen=True)

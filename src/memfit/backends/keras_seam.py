@@ -302,9 +302,16 @@ def input_structure(model: Any) -> Any:
     return model.inputs[0] if len(model.inputs) == 1 else model.inputs
 
 
-def synthetic_targets(model: Any, batch_size: int) -> Any:
-    """Zeros in the shape that each output's loss takes: class numbers where it is sparse, the output's shape elsewhere."""
-    outputs = keras.tree.flatten(model.outputs)
+def synthetic_targets(model: Any, x: Any) -> Any:
+    """Zeros in the shape that each output's loss takes: class numbers where it is sparse, the output's shape elsewhere.
+
+    Args:
+        model: A compiled model.
+        x: Its inputs: anything with ``shape`` and ``dtype``.
+    """
+    symbols = map_leaves(lambda leaf: keras.KerasTensor(leaf.shape, str(leaf.dtype)), x)
+    structure = model.compute_output_spec(symbols)
+    outputs = keras.tree.flatten(structure)
     given = keras.tree.flatten(model.loss)
     losses = given if len(given) == len(outputs) else [given[0] if given else None] * len(outputs)
 
@@ -312,13 +319,10 @@ def synthetic_targets(model: Any, batch_size: int) -> Any:
         name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
         sparse = "sparse" in str(name)
         shape = tensor.shape[1:-1] if sparse else tensor.shape[1:]
-        return np.broadcast_to(np.zeros((1, *shape), "int32" if sparse else tensor.dtype), (batch_size, *shape))
+        return np.broadcast_to(np.zeros((1, *shape), "int32" if sparse else tensor.dtype), (tensor.shape[0], *shape))
 
     targets = [target(tensor, loss) for tensor, loss in zip(outputs, losses, strict=True)]
-    structure = getattr(model, "_outputs_struct", None)
-    if structure is not None:
-        return keras.tree.pack_sequence_as(structure, targets)
-    return targets[0] if len(targets) == 1 else targets
+    return keras.tree.pack_sequence_as(structure, targets)
 
 
 def has_call_losses(model: Any) -> bool:

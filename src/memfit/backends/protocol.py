@@ -6,9 +6,11 @@ Nothing outside this folder names a framework. Ask the backend, never which back
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from memfit.records import DeviceMemory, Estimate, Split
+
+StepKind = Literal["train", "test", "predict"]
 
 
 class Backend(Protocol):
@@ -26,13 +28,14 @@ class Backend(Protocol):
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether the error, or one that it came from, is the framework's out-of-memory error."""
 
-    def step_bytes(self, model: Any, batch: Any, split: Split | None) -> Estimate | None:
-        """Bytes that one training step takes on top of what is held between steps, from an analysis that runs nothing.
+    def step_bytes(self, model: Any, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate | None:
+        """Bytes that one step takes on top of what is held between steps, from an analysis that runs nothing.
 
         Args:
             model: A built and compiled Keras model.
             batch: ``(x, y, sample_weight)`` of ``records.TensorSpec`` with the real batch size.
-            split: How the batch is split, or None for the plain step.
+            split: How the batch is split, or None for the plain step; None for what is no training step.
+            kind: "train", "test" (a validation step) or "predict" (of ``batch`` the model's inputs alone are read).
 
         Returns:
             The estimate, or None where this framework cannot analyse the step (the caller then asks a probe).

@@ -22,6 +22,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from memfit.backends.protocol import StepKind
 from memfit.records import DeviceMemory, Estimate, Split
 
 
@@ -57,8 +58,8 @@ class SimulatedBackend:
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, SimulatedOutOfMemory)
 
-    def step_bytes(self, model: SimulatedModel, batch: Any, split: Split | None) -> Estimate:
-        """``batch`` is the number of samples."""
+    def step_bytes(self, model: SimulatedModel, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate:
+        """``batch`` is the number of samples; every kind of step takes the same."""
         return Estimate(int(model.step_bytes(batch, split) * self._prediction_error), 0, "scripted")
 
     def attach(self, model: SimulatedModel, split: Split | None) -> Callable[[], None]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from memfit import __version__
-from memfit.cli import demo
+from memfit.cli import demo, plan
 from memfit.errors import MemfitError
 
 EXIT_ERROR = 2
@@ -33,7 +33,7 @@ class Command(Protocol):
         """Does it; returns the exit code."""
 
 
-COMMANDS: tuple[Command, ...] = (demo,)
+COMMANDS: tuple[Command, ...] = (demo, plan)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

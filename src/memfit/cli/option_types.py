@@ -32,3 +32,14 @@ def num_bytes(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be more than 0 bytes. Received: {text!r}")
     return number
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """A shape such as "224,224,3"; "()" or "scalar" for a single number.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not one.
+    """
+    if text.strip() in ("()", "scalar"):
+        return ()
+    return tuple(positive(part) for part in text.strip("() ").rstrip(",").split(","))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import keras
@@ -41,28 +41,50 @@ def bound(model: Any, args: tuple[Any, ...], fit_arguments: dict[str, Any]) -> d
     return named
 
 
-def with_synthetic_data(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+def with_synthetic_data(
+    model: Any, arguments: dict[str, Any], shapes: Sequence[tuple[int, ...]] | None = None
+) -> dict[str, Any]:
     """The arguments with zeros of the model's input and output shapes as data.
 
+    Args:
+        model: A compiled model with symbolic inputs.
+        arguments: Of ``fit``; its ``batch_size`` counts.
+        shapes: Of one sample of each input, in the model's order; None for those that the model was built with.
+
     Raises:
-        ArgumentError: The model does not know the shapes of its inputs.
+        ArgumentError: The model does not know the shapes of its inputs, or ``shapes`` do not fit them.
     """
-    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
-    known = inputs and outputs and all(None not in tensor.shape[1:] for tensor in [*inputs, *outputs])
-    if not known:
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
         raise ArgumentError(
-            f"The model does not know the shapes of its inputs. Received: {model.name!r} without data. "
-            "Pass x and y (one sample of each is enough), or build it with keras.Input of full shapes."
+            f"The model has no inputs of known shape. Received: {model.name!r} without data. "
+            "Pass x and y (one sample of each is enough), or build it with keras.Input."
+        )
+    sizes = list(shapes) if shapes else [tuple(tensor.shape[1:]) for tensor in inputs]
+    declared = [tuple(tensor.shape[1:]) for tensor in inputs]
+    if len(sizes) != len(declared) or not all(map(_is_within, sizes, declared)):
+        raise ArgumentError(
+            f"The shapes do not fit the model's inputs {declared}. Received: {sizes}. Give one for each input."
+        )
+    if any(None in shape for shape in sizes):
+        raise ArgumentError(
+            f"The model's inputs have dimensions of any size: {declared}. Received: no shapes. "
+            "Give the largest that will come, as a bound: data of that shape, or `--input-shape` on the command line."
         )
     batch_size = arguments.get("batch_size") or 32
+    shape_of = {id(tensor): shape for tensor, shape in zip(inputs, sizes, strict=True)}
 
     def zeros(tensor: Any) -> np.ndarray:
         # One row seen as many: the batch is as large as asked for and takes no memory.
-        return np.broadcast_to(np.zeros((1, *tensor.shape[1:]), tensor.dtype), (batch_size, *tensor.shape[1:]))
+        shape = shape_of[id(tensor)]
+        return np.broadcast_to(np.zeros((1, *shape), tensor.dtype), (batch_size, *shape))
 
     x = keras_seam.map_leaves(zeros, keras_seam.input_structure(model))
-    y = keras_seam.synthetic_targets(model, batch_size)
-    return {**arguments, "x": x, "y": y, "batch_size": batch_size}
+    return {**arguments, "x": x, "y": keras_seam.synthetic_targets(model, x), "batch_size": batch_size}
+
+
+def _is_within(shape: tuple[int | None, ...], declared: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(declared) and all(b is None or a == b for a, b in zip(shape, declared, strict=True))
 
 
 def check_model(model: Any) -> None:

@@ -24,6 +24,9 @@ _LEAST_ROOM = 1024 * MIB
 
 _MARGIN = 0.1
 
+MEASURED = "probe"
+"""The source of an estimate that a trial measured to its end."""
+
 
 def step_bytes(model: Any, spec: Any, split: Split | None, *, backend: Backend) -> Estimate | None:
     """What two training steps took in a child, or None where no trial can be made.
@@ -61,7 +64,7 @@ def step_bytes(model: Any, spec: Any, split: Split | None, *, backend: Backend) 
             return None
         measured = json.loads(result.read_text())
     taken = max(0, measured["peak"] - measured["base"])
-    return Estimate(taken, int(_MARGIN * taken) + 16 * MIB, "probe")
+    return Estimate(taken, int(_MARGIN * taken) + 16 * MIB, MEASURED)
 
 
 def _environment(backend: Backend) -> dict[str, str]:

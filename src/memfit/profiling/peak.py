@@ -7,8 +7,9 @@ from typing import Any
 
 from memfit import budgeting
 from memfit.backends import keras_seam
-from memfit.backends.protocol import Backend
-from memfit.profiling import layers
+from memfit.backends.protocol import Backend, StepKind
+from memfit.guarding.watch import Watcher
+from memfit.profiling import cache, layers
 from memfit.records import Consumer, Estimate, Profile, Reading, Split
 from memfit.units import MIB
 
@@ -17,6 +18,8 @@ RUNTIME_RESERVE = 64 * MIB
 
 _QUEUED_BATCHES = 3
 """Batches in flight beside the one in the step: gathered, prefetched, and the one being made."""
+
+_COMPILING_INTERVAL = 0.01
 
 _CRUDE_FACTOR = 8
 """Layer outputs are an eighth or more of what any measured step took; below that share of the room nothing is analysed."""
@@ -55,34 +58,49 @@ def crude_step_bytes(held: Holdings, outputs: tuple[Consumer, ...]) -> int:
     return _CRUDE_FACTOR * (activations + held.inputs) + 3 * held.gradients
 
 
-def predicted_peak(model: Any, spec: Any, split: Split | None, *, backend: Backend, held: Holdings) -> Estimate | None:
-    """The peak of the memory that holds the step, in bytes of the whole process or device; None where it cannot be analysed.
+def step_bytes(
+    model: Any, spec: Any, split: Split | None, *, backend: Backend, kind: StepKind = "train"
+) -> Estimate | None:
+    """What one step takes on top of what is held between steps, by analysis; None where it cannot be analysed.
+
+    The answer is kept on disk: the same model, shapes and versions are analysed once. What the analysis itself takes is
+    watched, and is ``compiling`` of the estimate.
 
     Args:
         model: A built and compiled model.
         spec: ``(x, y, sample_weight)`` of TensorSpec at the full batch size.
         split: How the batch is split, or None.
         backend: The current backend.
-        held: The model's holdings.
+        kind: Which step.
     """
-    step = backend.step_bytes(model, spec, split)
+    key = cache.key(model, spec, split, kind, backend)
+    known = cache.load(key)
+    if known is not None:
+        return known
+    before = budgeting.reading().host_bytes
+    with Watcher(interval=_COMPILING_INTERVAL) as watcher:
+        step = backend.step_bytes(model, spec, split, kind)
     if step is None:
         return None
-    return on_top_of_now(step, model=model, held=held, backend=backend)
+    step = dataclasses.replace(step, compiling=max(0, watcher.peak.host_bytes - before))
+    cache.store(key, step)
+    return step
 
 
-def on_top_of_now(step: Estimate, *, model: Any, held: Holdings, backend: Backend) -> Estimate:
+def on_top_of_now(
+    step: Estimate, *, model: Any, held: Holdings, backend: Backend, kind: StepKind = "train"
+) -> Estimate:
     """The peak of a run whose step takes ``step`` on top of what is held now and between steps."""
     # Fresh optimizer slots are promised, not resident: zero pages are taken when the first update writes them.
-    slots = held.optimizer_state if keras_seam.is_fresh(model.optimizer) else 0
+    slots = held.optimizer_state if kind == "train" and keras_seam.is_fresh(model.optimizer) else 0
     device = backend.device_memory()
     base = budgeting.reading(backend).host_bytes if device is None else device.used_bytes
     queued = _QUEUED_BATCHES * held.inputs if device is None else 0
-    return Estimate(base + slots + queued + step.bytes, step.margin + RUNTIME_RESERVE, step.source)
+    return dataclasses.replace(step, bytes=base + slots + queued + step.bytes, margin=step.margin + RUNTIME_RESERVE)
 
 
 def profile(model: Any, spec: Any, peak: Estimate, *, backend: Backend, outputs: tuple[Consumer, ...]) -> Profile:
-    """The record of what a step costs."""
+    """The record of what a training step costs."""
     held = holdings(model, spec)
     device = backend.device_memory()
     base: Reading = budgeting.reading(backend)

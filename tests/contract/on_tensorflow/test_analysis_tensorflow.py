@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import keras
@@ -15,9 +18,10 @@ if keras.backend.backend() != "tensorflow":
 import tensorflow as tf
 
 from memfit import backends
-from memfit.backends import keras_seam
-from memfit.backends.on_tensorflow import analysis, lowering, memory
+from memfit.backends import host_allocator, keras_seam
+from memfit.backends.on_tensorflow import analysis, heap, lowering, memory, moments, step
 from memfit.backends.on_tensorflow.arena import Arena
+from memfit.backends.on_tensorflow.heap import Heap
 from memfit.backends.on_tensorflow.program import UnknownSizeError, Walker
 from memfit.records import Split, TensorSpec
 
@@ -210,6 +214,202 @@ def test_arena_joins_neighbours():
     assert arena.resident == 16 * MIB
 
 
+# The C library's heaps
+
+
+def test_large_blocks_go_back_to_the_system():
+    blocks = Heap()
+    for _ in range(3):
+        blocks.give(blocks.take(64 * MIB), 64 * MIB)
+    blocks.take(MIB)
+
+    assert (blocks.resident, blocks.live, blocks.peak) == (64 * MIB, MIB, 64 * MIB)
+
+
+def test_freed_small_blocks_stay_beside_large_ones():
+    blocks = Heap()
+    size = MIB // 2
+    small = [blocks.take(size) for _ in range(60)]
+    for block in small:
+        blocks.give(block, size)
+    blocks.take(100 * MIB)
+
+    assert blocks.peak == 100 * MIB
+    assert blocks.resident == 100 * MIB + int(heap._KEPT * 30 * MIB)
+
+
+def test_allocator_follows_onednn(monkeypatch):
+    monkeypatch.delenv("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", raising=False)
+    assert (heap.of_this_process() is Arena) == heap.has_onednn()
+    monkeypatch.setattr(heap, "has_onednn", lambda: True)
+    assert heap.of_this_process() is Arena
+    monkeypatch.setenv("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
+    assert heap.of_this_process() is Heap
+    monkeypatch.setattr(heap, "has_onednn", lambda: False)
+    assert heap.of_this_process() is Heap
+
+
+def test_environment_switches_onednn_off():
+    code = "from memfit.backends.on_tensorflow import heap; print(heap.of_this_process().__name__)"
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+
+    assert child.stdout.split()[-1] == "Heap"
+
+
+def test_pooling_backwards_without_onednn_takes_its_places(monkeypatch):
+    def function(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.nn.max_pool2d(x, 2, 2, "VALID")
+        return tape.gradient(y, x)
+
+    spec = floats(4, 32, 32, 8)
+    num_outputs = 4 * 16 * 16 * 8
+    peaks = []
+    for onednn in (True, False):
+        monkeypatch.setattr(heap, "has_onednn", lambda onednn=onednn: onednn)
+        peaks.append(live_peak(function, spec))
+
+    # An int64 for each output while the gradient runs, no byte beside each since the forward pass.
+    assert peaks[1] - peaks[0] == (8 - 1) * num_outputs
+
+
+@pytest.mark.parametrize("split", [None, Split(4)])
+@pytest.mark.parametrize("onednn", [True, False])
+def test_attached_step_without_onednn_maps_large_blocks(monkeypatch, onednn, split):
+    if tf.config.get_visible_devices("GPU"):
+        pytest.skip("tensors live on the GPU")
+    calls = []
+
+    def map_large_blocks():
+        calls.append("mapped")
+        return lambda: calls.append("restored")
+
+    monkeypatch.delenv("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", raising=False)
+    monkeypatch.setattr(heap, "has_onednn", lambda: onednn)
+    monkeypatch.setattr(host_allocator, "map_large_blocks", map_large_blocks)
+    batch = spec_of(16, (8,))
+    model = built(keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)]), batch)
+    step.attach(model, split)()
+
+    assert calls == ([] if onednn else ["mapped", "restored"])
+
+
+# The moment
+
+
+def test_peak_of_a_cnn_is_where_its_first_layers_gradients_are():
+    batch = spec_of(64, (64, 64, 3))
+    model = cnn(batch)
+    names = {layer.path or layer.name for layer in model.layers}
+    for split in (None, Split(16)):
+        moment = analysis.step_bytes(model, batch, split).moment
+
+        assert moment.phase == "backward"
+        assert moment.layer in names
+        assert moment.layer.split("/")[-1].startswith(("conv2d", "max_pooling2d"))
+        assert moment.operation in ("MaxPoolGrad", "ReluGrad", "Conv2DBackpropFilter")
+
+
+def test_peak_of_large_weights_is_the_update():
+    batch = spec_of(1, (2048,), (1024,))
+    model = built(keras.Sequential([keras.Input((2048,)), keras.layers.Dense(1024)]), batch, "adam")
+    moment = analysis.step_bytes(model, batch, None).moment
+
+    assert (moment.phase, moment.layer) == ("update", None)
+
+
+def test_layers_are_told_apart_where_names_look_numbered():
+    # The step's scopes may be "wide_1" for "wide" and "wide_1_1" for "wide_1".
+    layers = keras.layers
+    batch = spec_of(8, (64,))
+    hidden = [layers.Dense(8, name=name) for name in ("wide", "wide_1")]
+    model = built(keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(1, name="last")]), batch)
+    program, _ = analysis.traced(model.train_step, keras_seam.map_leaves(lambda s: floats(*s.shape), batch))
+    products = [moments.moment(model, program, o) for o in program.operations if o.name == "MatMul"]
+    found = [(moment.phase, moment.layer.split("/")[-1]) for moment in products]
+
+    forward = [("forward", name) for name in ("wide", "wide_1", "last")]
+    assert found[:3] == forward
+    assert set(found[3:]) == {("backward", name) for name in ("wide", "wide_1", "last")}
+
+
+def test_workspace_is_what_no_tensor_holds():
+    batch = spec_of(64, (64, 64, 3))
+    model = cnn(batch)
+    estimate = analysis.step_bytes(model, batch, None)
+    program, sizes = analysis.traced(model.train_step, keras_seam.map_leaves(lambda s: floats(*s.shape), batch))
+    walker = Walker()
+    walker.step(program, sizes)
+
+    assert estimate.bytes - estimate.workspace == walker.arena.peak
+    assert estimate.workspace >= analysis._GRAPH_FIXED
+
+
+# Test and predict steps
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_only_a_train_step_keeps_what_a_gradient_needs(jit_compile):
+    batch = spec_of(128, (64, 64, 3))
+    model = cnn(batch, jit_compile=jit_compile)
+    train, test, predict = (analysis.step_bytes(model, batch, None, kind) for kind in ("train", "test", "predict"))
+
+    inputs = 128 * 64 * 64 * 3 * 4
+    assert inputs <= predict.bytes < 0.8 * train.bytes
+    assert inputs <= test.bytes < 0.8 * train.bytes
+    assert train.source == test.source == predict.source
+
+
+def test_prediction_holds_its_input_and_its_output():
+    batch = TensorSpec((256, 16), "float32"), None, None
+    model = built(keras.Sequential([keras.Input((16,)), keras.layers.Dense(4096)]), spec_of(256, (16,), (4096,)))
+    estimate = analysis.step_bytes(model, batch, None, "predict")
+    inputs, outputs = 256 * 16 * 4, 256 * 4096 * 4
+
+    # The product, and its sum with the bias in the same place.
+    assert estimate.bytes - estimate.workspace == inputs + outputs
+    assert estimate.moment.phase == "forward"
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_prediction_of_a_compiled_model_counts_its_output(jit_compile):
+    batch = spec_of(256, (16,), (4096,))
+    model = built(keras.Sequential([keras.Input((16,)), keras.layers.Dense(4096)]), batch, jit_compile=jit_compile)
+
+    assert analysis.step_bytes(model, batch, None, "predict").bytes >= 256 * 4096 * 4
+
+
+def test_steps_of_the_models_own_are_analysed():
+    seen = []
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(x)
+
+        def test_step(self, data):
+            x, _y = data
+            seen.append("test")
+            return {"sum": tf.reduce_sum(tf.matmul(x, x, transpose_b=True))}
+
+        def predict_step(self, data):
+            seen.append("predict")
+            return tf.matmul(data, data, transpose_b=True)
+
+    batch = spec_of(1024, (8,))
+    model = built(Own(), batch)
+    for kind in ("test", "predict"):
+        estimate = analysis.step_bytes(model, batch, None, kind)
+        assert estimate.bytes - estimate.workspace >= 1024 * 1024 * 4
+
+    assert set(seen) == {"test", "predict"}
+
+
 # The whole step
 
 
@@ -293,6 +493,7 @@ def test_xla_is_asked_for_its_buffers():
     estimate = analysis.step_bytes(built(model, batch, jit_compile=True), batch, None)
 
     assert estimate.source == "XLA buffer assignment"
+    assert estimate.moment is None
     assert estimate.bytes >= 64 * 2048 * 4
 
 

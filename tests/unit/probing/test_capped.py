@@ -194,7 +194,7 @@ def test_time_that_is_up(make: Make) -> None:
 
 def test_time_that_is_up_for_a_child_that_never_stops_talking(make: Make) -> None:
     # A callback that is slower than the child keeps the queue full.
-    run = run_capped(["yes"], CAP, timeout=0.3, on_output=lambda *_: time.sleep(0.0002), cages=[make])
+    run = run_capped(["yes"], CAP, timeout=2, on_output=lambda *_: time.sleep(0.0002), cages=[make])
     assert run.timed_out
     assert run.tail == ("y",) * 100
 

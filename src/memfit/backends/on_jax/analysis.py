@@ -7,6 +7,7 @@ process holds after the analysis, not before.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,9 +16,10 @@ import keras
 
 from memfit import units
 from memfit.backends import keras_seam
-from memfit.backends.on_jax import scratch
-from memfit.backends.on_jax.step import PlainStep, Step, compiles_whole, prepare
-from memfit.records import Estimate, Split
+from memfit.backends.on_jax import moment, scratch
+from memfit.backends.on_jax.step import Step, compiles_whole, prepare
+from memfit.backends.protocol import StepKind
+from memfit.records import Estimate, Moment, Split
 
 SOURCE = "compiled"
 _FIXED = 32 * units.MIB
@@ -25,13 +27,14 @@ _FIXED = 32 * units.MIB
 _SHARE = 0.04
 
 
-def step_bytes(model: Any, batch: Any, split: Split | None) -> Estimate | None:
-    """Bytes of one training step at its peak beside weights, optimizer state and metrics, without running it.
+def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate | None:
+    """Bytes of one step at its peak beside weights, optimizer state and metrics, without running it.
 
     Args:
         model: Built and compiled, optimizer, losses and metrics built as well.
         batch: ``(x, y, sample_weight)`` of ``TensorSpec``.
         split: How the batch is split, or None for Keras' own step.
+        kind: Which step.
 
     Returns:
         The estimate for a run with the step that ``attach`` puts on, which waits for each step on a CPU. None where the
@@ -39,58 +42,97 @@ def step_bytes(model: Any, batch: Any, split: Split | None) -> Estimate | None:
     """
     if not compiles_whole(model):
         return None
-    step = prepare(model, split)
     specs = keras_seam.map_leaves(_array_spec, batch)
+    if kind != "train":
+        return _estimate(2 * _nbytes(specs), _program(_compiled_other(model, specs, kind), model))
+    step = prepare(model, split)
     if isinstance(step, Step):
-        return _split_bytes(step, _state_specs(model), specs, split)
-    return _plain_bytes(step, _state_specs(model), specs)
+        return _split_bytes(step, model, specs, split)
+    compiled = step.jitted.lower(_state_specs(model), keras.utils.pack_x_y_sample_weight(*specs)).compile()
+    return _estimate(2 * _nbytes(specs), _program(compiled, model))
 
 
-def _plain_bytes(step: PlainStep, state: Any, batch: Any) -> Estimate:
-    compiled = step.jitted.lower(state, keras.utils.pack_x_y_sample_weight(*batch)).compile()
-    return _estimate(2 * _nbytes(batch), _program(compiled))
+def _compiled_other(model: Any, batch: Any, kind: StepKind) -> Any:
+    """The validation or prediction step, compiled as Keras compiles it."""
+    trainable, others, _, metrics = _state_specs(model)
+
+    def test_step(state: Any, data: Any) -> Any:
+        return model.test_step(state, data)
+
+    def predict_step(state: Any, data: Any) -> Any:
+        outputs, after = model.predict_step(state, data)
+        return outputs, (state[0], after)
+
+    if kind == "test":
+        state, data = (trainable, others, metrics), keras.utils.pack_x_y_sample_weight(*batch)
+        return jax.jit(test_step, donate_argnums=0).lower(state, data).compile()
+    return jax.jit(predict_step, donate_argnums=0).lower((trainable, others), (batch[0],)).compile()
 
 
-def _split_bytes(step: Step, state: Any, batch: Any, split: Split | None) -> Estimate:
+def _split_bytes(step: Step, model: Any, batch: Any, split: Split | None) -> Estimate:
     assert split is not None
-    trainable, others, optimizer, metrics = state
+    trainable, others, optimizer, metrics = _state_specs(model)
     programs = []
     part = keras_seam.map_leaves(lambda leaf: _resized(leaf, split.micro_batch_size), batch)
     counts = None
     if step.may_count:
         counts = jax.eval_shape(step.counts, trainable, others, part)
-        programs.append(_program(step.jitted_counts.lower(trainable, others, part).compile()))
+        programs.append(_program(step.jitted_counts.lower(trainable, others, part).compile(), model))
         counts = None if all(count is None for count in counts) else counts
     sums = jax.eval_shape(step.zeros, trainable)
     fraction = jax.ShapeDtypeStruct((), "float32")
     arguments = (trainable, others, metrics, optimizer, sums, part, fraction, counts)
     *_, sums, logs = jax.eval_shape(step.part, *arguments)
-    programs.append(_program(step.jitted_part.lower(*arguments).compile()))
+    programs.append(_program(step.jitted_part.lower(*arguments).compile(), model))
     num_samples = keras_seam.flatten(batch)[0].shape[0]
     update = step.jitted_update.lower(trainable, others, optimizer, metrics, sums, logs, num_samples).compile()
-    programs.append(_program(update))
-    return _estimate(2 * _nbytes(batch) + _nbytes(sums), max(programs, key=lambda program: sum(program)))
+    updating = _program(update, model)
+    if updating.moment is not None:
+        updating = dataclasses.replace(updating, moment=dataclasses.replace(updating.moment, phase="update"))
+    programs.append(updating)
+    return _estimate(
+        2 * _nbytes(batch) + _nbytes(sums), max(programs, key=lambda program: program.bytes + program.more)
+    )
 
 
-def _estimate(held: int, program: tuple[int, int]) -> Estimate:
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What a compiled program takes beside its arguments.
+
+    Attributes:
+        bytes: What is known of it.
+        more: What that may be short of.
+        scratch: Of ``bytes``, what kernels take by themselves.
+        moment: When its buffers are at their peak.
+    """
+
+    bytes: int
+    more: int
+    scratch: int
+    moment: Moment | None
+
+
+def _estimate(held: int, program: _Program) -> Estimate:
     """The estimate for a program that runs while ``held`` bytes are there.
 
     The batch counts twice: on a CPU as the numpy batch and JAX's copy of it, on an accelerator as the batch in use and the
     next one, which Keras sends ahead.
     """
-    assigned, more = program
-    total = held + assigned
-    return Estimate(bytes=total, margin=more + _FIXED + int(_SHARE * total), source=SOURCE)
+    total = held + program.bytes
+    margin = program.more + _FIXED + int(_SHARE * total)
+    return Estimate(total, margin, SOURCE, moment=program.moment, workspace=program.scratch)
 
 
-def _program(compiled: Any) -> tuple[int, int]:
-    """What a compiled program takes beside its arguments: the bytes, and what they may be short of."""
+def _program(compiled: Any, model: Any) -> _Program:
     assigned = compiled.memory_analysis()
     total = assigned.temp_size_in_bytes + assigned.output_size_in_bytes - assigned.alias_size_in_bytes
+    text = compiled.as_text()
+    paths = {layer.name: layer.path or layer.name for layer in keras_seam.flat_layers(model)}
+    peak = moment.of_program(text, paths)
     if jax.default_backend() != "cpu":
-        return total, 0
-    kernels = scratch.of_program(compiled.as_text())
-    return total + kernels.bytes, kernels.more
+        return _Program(total, 0, 0, peak)
+    kernels = scratch.of_program(text)
+    return _Program(total + kernels.bytes, kernels.more, kernels.bytes, peak)
 
 
 def _state_specs(model: Any) -> Any:

@@ -17,7 +17,7 @@ import dataclasses
 import math
 import re
 
-_ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
 _INSTRUCTION = re.compile(
     r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<dtype>\w+)\[(?P<shape>[\d,]*)\]\S* "
     r"(?P<op>[\w\-]+)\((?P<args>[^)]*)\)(?P<rest>.*)$"
@@ -85,7 +85,7 @@ def _instructions(text: str) -> dict[str, _Instruction]:
         if match is not None:
             shape = tuple(int(size) for size in match["shape"].split(",") if size)
             args = tuple(arg.strip().split(" ")[-1].removeprefix("%") for arg in match["args"].split(","))
-            item = _ITEM_BYTES.get(match["dtype"], 4)
+            item = ITEM_BYTES.get(match["dtype"], 4)
             found[match["name"]] = _Instruction(match["op"], item, shape, args, match["rest"], computation)
     return found
 

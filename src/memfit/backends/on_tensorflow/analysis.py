@@ -1,9 +1,9 @@
-"""TensorFlow: what one training step takes at its peak, from the graph of the step, which is traced and never run.
+"""TensorFlow: what one step takes at its peak, from the graph of the step, which is traced and never run.
 
-The graph's operations are walked on a model of TensorFlow's arena: each tensor is taken when its operation runs and given
-back after its last reader. On a CPU the arena never shrinks, so the resident bytes count, not the live ones; and since
-TensorFlow runs ready operations side by side, in an order that differs from step to step, the walk goes through several.
-Under XLA (``jit_compile=True``) the compiler's own buffer assignment is read instead.
+The graph's operations are walked on a model of TensorFlow's allocator: each tensor is taken when its operation runs and
+given back after its last reader. On a CPU the arena of oneDNN never shrinks, so the resident bytes count, not the live
+ones; and since TensorFlow runs ready operations side by side, in an order that differs from step to step, the walk goes
+through several. Under XLA (``jit_compile=True``) the compiler's own buffer assignment is read instead.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from tensorflow.python.framework import ops
 
 from memfit import units
 from memfit.backends import keras_seam
-from memfit.backends.on_tensorflow import lowering, xla_buffers
+from memfit.backends.on_tensorflow import heap, lowering, moments, xla_buffers
 from memfit.backends.on_tensorflow.program import Program, UnknownSizeError, Walker
 from memfit.backends.on_tensorflow.step import train_step
+from memfit.backends.protocol import StepKind
 from memfit.records import Estimate, Split
 
 _MOST_STEPS = 16
@@ -49,23 +50,25 @@ _DEVICE_SHARE = 0.25
 """On a GPU cuDNN's workspace is not in the graph, and nothing was measured: the first real step is the trial there."""
 
 
-def step_bytes(model: Any, batch: Any, split: Split | None) -> Estimate | None:
-    """Bytes that one training step takes at its peak beside weights, optimizer state and metrics, without running it.
+def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate | None:
+    """Bytes that one step takes at its peak beside weights, optimizer state and metrics, without running it.
 
     On a CPU the figure includes the traced graph, which the first step makes and the process keeps.
 
     Args:
         model: Built and compiled; its optimizer, losses and metrics are built as well.
         batch: ``(x, y, sample_weight)`` of ``TensorSpec``.
-        split: How the batch is split, or None for Keras' own step.
+        split: How the batch is split, or None for the model's own step.
+        kind: Which step: "train", "test" or "predict"; the last reads x alone.
 
     Returns:
         The estimate, or None where a size that matters cannot be read from the graph.
     """
     if model.run_eagerly:
         return None
-    step = model.train_step if split is None else train_step(model, split)
-    specs = keras_seam.map_leaves(lambda spec: tf.TensorSpec(spec.shape, spec.dtype), batch)
+    step = getattr(model, f"{kind}_step") if split is None else train_step(model, split)
+    read = (batch[0], None, None) if kind == "predict" else batch
+    specs = keras_seam.map_leaves(lambda spec: tf.TensorSpec(spec.shape, spec.dtype), read)
     on_device = bool(tf.config.get_visible_devices("GPU"))
     with _dropped_graphs():
         try:
@@ -74,7 +77,7 @@ def step_bytes(model: Any, batch: Any, split: Split | None) -> Estimate | None:
             program, argument_sizes = traced(step, specs)
         except UnknownSizeError:
             return None
-    return _on_device(program, argument_sizes) if on_device else _on_host(program, argument_sizes, _held_sizes(model))
+    return _on_device(model, program, argument_sizes) if on_device else _on_host(model, program, argument_sizes)
 
 
 @contextlib.contextmanager
@@ -96,24 +99,30 @@ def _dropped_graphs() -> Iterator[None]:
         gc.collect()
 
 
-def _on_host(program: Program, argument_sizes: list[int], held_sizes: list[int]) -> Estimate:
-    """The arena at its largest. How the process came to its weights is not known, so both ways to start are walked."""
+def _on_host(model: Any, program: Program, argument_sizes: list[int]) -> Estimate:
+    """The allocator at its largest. How the process came to its weights is not known, so both ways to start are walked."""
     steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _WALKED_OPERATIONS // max(1, program.num_operations)))
     orders = [program, *(program.shuffled(seed) for seed in range(1, steps))]
-    walkers = Walker(), Walker(held_sizes)
+    allocator = heap.of_this_process()
+    walkers = Walker((), allocator), Walker(_held_sizes(model), allocator)
+    # The first walk of the first tells what is live, and when.
+    walkers[0].step(orders[0], argument_sizes)
+    live, moment = walkers[0].arena.peak, moments.moment(model, program, walkers[0].at_peak)
     for walker in walkers:
-        for order in orders:
+        for order in orders[1 if walker is walkers[0] else 0 :]:
             walker.step(order, argument_sizes)
     graph = _GRAPH_OPERATION * program.num_operations + _GRAPH_OVERLAPPING * program.num_overlapping
     num_bytes = max(walker.resident for walker in walkers) + _GRAPH_FIXED + graph
-    return Estimate(num_bytes, int(_SHARE * num_bytes) + _FIXED, "graph liveness")
+    margin = int(_SHARE * num_bytes) + _FIXED
+    return Estimate(num_bytes, margin, "graph liveness", moment, workspace=max(0, num_bytes - live))
 
 
-def _on_device(program: Program, argument_sizes: list[int]) -> Estimate:
+def _on_device(model: Any, program: Program, argument_sizes: list[int]) -> Estimate:
     """What is live: a GPU's arena is all of its memory from the start."""
     walker = Walker()
     walker.step(program, argument_sizes)
-    return Estimate(walker.arena.peak, int(_DEVICE_SHARE * walker.arena.peak) + _FIXED, "graph liveness")
+    moment = moments.moment(model, program, walker.at_peak)
+    return Estimate(walker.arena.peak, int(_DEVICE_SHARE * walker.arena.peak) + _FIXED, "graph liveness", moment)
 
 
 def _compiled(step: Callable[[Any], Any], specs: Any, on_device: bool) -> Estimate | None:
@@ -121,14 +130,15 @@ def _compiled(step: Callable[[Any], Any], specs: Any, on_device: bool) -> Estima
     if num_bytes is None:
         return None
     fixed = _FIXED if on_device else _XLA_COMPILING
-    return Estimate(num_bytes, int(_XLA_SHARE * num_bytes) + fixed, "XLA buffer assignment")
+    margin = int(_XLA_SHARE * num_bytes) + fixed
+    return Estimate(num_bytes, margin, "XLA buffer assignment")
 
 
 def traced(step: Callable[[Any], Any], specs: Any) -> tuple[Program, list[int]]:
     """The step as a program, and the bytes of its arguments: those of the batch; variables are held between steps.
 
     Args:
-        step: A train step, which takes the data of a batch.
+        step: A step, which takes the data of a batch.
         specs: ``(x, y, sample_weight)`` of ``tf.TensorSpec``.
 
     Raises:

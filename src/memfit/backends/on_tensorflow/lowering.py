@@ -12,7 +12,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from memfit.backends.on_tensorflow import heap
 from memfit.backends.on_tensorflow.program import Bound, Operation, Program, UnknownSizeError
+from memfit.backends.on_tensorflow.scratch import scratch_bytes
 
 # The output is the first input's memory.
 _ALIASES = frozenset(
@@ -217,50 +219,58 @@ class _Lowering:
     def new(self) -> int:
         return next(self._numbers)
 
-    def graph(self, graph: Any, arguments: Sequence[int], after: tuple[int, ...] = ()) -> list[int]:
-        """Adds a graph's operations, each after those at the given places; returns the values of its outputs."""
+    def graph(self, graph: Any, arguments: Sequence[int], after: tuple[int, ...] = (), within: str = "") -> list[int]:
+        """Adds a graph's operations, each after those at the given places; returns the values of its outputs.
+
+        ``within`` is the name of the call that they stand for, with a slash.
+        """
         values = {tensor.name: value for tensor, value in zip(graph.inputs, arguments, strict=True)}
         for op in _needed(graph):
             if op.outputs and op.outputs[0].name in values:
                 continue
             inputs = tuple(values[tensor.name] for tensor in op.inputs)
             before = (*after, *(place for source in op.control_inputs for place in self._places.get(source, ())))
+            scope = within + op.name
             first = len(self.operations)
             if op.type in _CALLS:
-                outputs = self.graph(_functions(op, "f")[0], inputs, before)
+                outputs = self.graph(_functions(op, "f")[0], inputs, before, f"{scope}/")
             else:
                 outputs = [self.new() for _ in op.outputs]
-                self.operations.append(_operation(op, inputs, tuple(outputs), before))
+                self.operations.append(_operation(op, inputs, tuple(outputs), before, scope))
             self._places[op] = list(range(first, len(self.operations)))
             values.update((tensor.name, value) for tensor, value in zip(op.outputs, outputs, strict=True))
         return [values[tensor.name] for tensor in graph.outputs]
 
 
-def _operation(op: Any, inputs: tuple[int, ...], outputs: tuple[int, ...], after: tuple[int, ...]) -> Operation:
+def _operation(
+    op: Any, inputs: tuple[int, ...], outputs: tuple[int, ...], after: tuple[int, ...], scope: str
+) -> Operation:
     kind = op.type
     if kind in _LOOPS:
         body = lower(_functions(op, "body")[0])
         parallel = int(op.get_attr("parallel_iterations"))
         turns = _num_turns(op)
         return Operation(
-            op.name, "loop", inputs, outputs, programs=(body,), turns=turns, parallel=parallel, after=after
+            kind, "loop", inputs, outputs, programs=(body,), turns=turns, parallel=parallel, after=after, scope=scope
         )
     if kind in _BRANCHES:
         names = ("then_branch", "else_branch") if kind.endswith("If") else ("branches",)
         branches = tuple(lower(graph) for name in names for graph in _functions(op, name))
-        return Operation(op.name, "branch", inputs, outputs, programs=branches, after=after)
+        return Operation(kind, "branch", inputs, outputs, programs=branches, after=after, scope=scope)
     if kind in _LISTS:
-        return Operation(kind, "list", inputs, outputs, after=after)
+        return Operation(kind, "list", inputs, outputs, after=after, scope=scope)
     if kind in _PUSHES:
-        return Operation(kind, "push", (inputs[0], inputs[-1]), outputs, after=after)
+        return Operation(kind, "push", (inputs[0], inputs[-1]), outputs, after=after, scope=scope)
     if kind == "TensorListPopBack":
-        return Operation(kind, "pop", inputs[:1], outputs, after=after)
+        return Operation(kind, "pop", inputs[:1], outputs, after=after, scope=scope)
     if kind in _ALIASES or kind == "IdentityN":
-        return Operation(kind, "alias", inputs, outputs, after=after)
+        return Operation(kind, "alias", inputs, outputs, after=after, scope=scope)
     if kind in _NOTHING or all(tensor.dtype == tf.resource for tensor in op.outputs):
-        return Operation(kind, "nothing", inputs, outputs, after=after)
+        return Operation(kind, "nothing", inputs, outputs, after=after, scope=scope)
     sizes = tuple(_size(op, tensor) for tensor in op.outputs)
-    return Operation(kind, "make", inputs, outputs, sizes, in_place=kind in _IN_PLACE, after=after)
+    return Operation(
+        kind, "make", inputs, outputs, sizes, kind in _IN_PLACE, after=after, scratch=scratch_bytes(op), scope=scope
+    )
 
 
 def _size(op: Any, tensor: Any) -> int | Bound:
@@ -274,7 +284,7 @@ def _size(op: Any, tensor: Any) -> int | Bound:
     known = known_bytes(tensor)
     if known is not None:
         # oneDNN's pooling keeps a byte beside each output for its gradient: where in the window it came from.
-        return known + math.prod(tensor.shape) if op.type == "MaxPool" else known
+        return known + math.prod(tensor.shape) if op.type == "MaxPool" and heap.has_onednn() else known
     narrowest = min((_width(source.dtype) for source in op.inputs), default=1)
     if op.type in _BOUNDED:
         return Bound("largest", _width(tensor.dtype) / narrowest)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memfit.backends.on_tensorflow.arena import Arena
+from memfit.backends.on_tensorflow.heap import Heap
 
 # Turns of a loop that are walked when nothing is kept from turn to turn: afterwards every turn finds the arena alike.
 _STEADY_TURNS = 3
@@ -53,6 +54,8 @@ class Operation:
         turns: How often a loop runs at most; None where that is not known.
         parallel: How many of a loop's turns may be open at one time.
         after: Places, in the order of creation, of operations that must be done first whether or not it reads them.
+        scratch: Bytes that its kernel takes for itself while it runs.
+        scope: Its name in the graph, behind those of the scopes that it was created in.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Operation:
     turns: int | None = None
     parallel: int = 1
     after: tuple[int, ...] = ()
+    scratch: int = 0
+    scope: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,32 +164,41 @@ class Memory:
 
 
 class Walker:
-    """Walks programs on one arena."""
+    """Walks programs on one allocator.
 
-    def __init__(self, held_sizes: Sequence[int] = ()) -> None:
-        """Starts with an empty arena, or one in which values were initialised that are held between steps.
+    Attributes:
+        arena: The allocator.
+        at_peak: The operation that brought the live bytes to their highest so far; None where no operation did.
+    """
+
+    def __init__(self, held_sizes: Sequence[int] = (), allocator: type[Arena] | type[Heap] = Arena) -> None:
+        """Starts with an empty allocator, or one in which values were initialised that are held between steps.
 
         Args:
             held_sizes: Bytes of each.
+            allocator: Where tensors are taken from.
         """
-        self.arena = Arena()
+        self.arena: Any = allocator()
+        self.at_peak: Operation | None = None
         for size in held_sizes:
             # An initialiser's values are there beside the variable until they are assigned.
             values, variable = self._taken(size), self._taken(size)
             variable.readers = values.readers = 1
             self._read(values)
         self._held = sum(held_sizes)
+        self._told = 0
 
     @property
     def resident(self) -> int:
         """Resident bytes beside what is held between steps."""
-        return self.arena.resident - self._held
+        return int(self.arena.resident) - self._held
 
     def step(self, program: Program, argument_sizes: Sequence[int]) -> None:
         """One training step: its arguments are there from its start to its end."""
         arguments = [self._taken(size) for size in argument_sizes]
         for memory in arguments:
             memory.readers += 2
+        self._told = self.arena.peak
         results = self.walk(program, arguments)
         for memory in (*results, *arguments):
             self._read(memory)
@@ -203,6 +217,10 @@ class Walker:
         for operation in program.operations:
             inputs = [values[number] for number in operation.inputs]
             outputs = self._outputs(operation, inputs)
+            # Of a loop, the operation inside that did it has told already.
+            if self.arena.peak > self._told:
+                self._told = self.arena.peak
+                self.at_peak = operation
             for number, memory in zip(operation.outputs, outputs, strict=True):
                 self._hold(values, program, number, memory)
             for memory in (*inputs, *outputs):
@@ -241,6 +259,8 @@ class Walker:
             if operation.in_place and size:
                 reused = next((m for m in inputs if m.readers == 1 and m.size == size and m not in outputs), None)
             outputs.append(reused or self._taken(size))
+        if operation.scratch:
+            self.arena.give(self.arena.take(operation.scratch), operation.scratch)
         return outputs
 
     def _push(self, handle: Memory, element: Memory) -> None:
@@ -261,7 +281,7 @@ class Walker:
         turns, later = _STEADY_TURNS, 0
         if body.grows:
             if operation.turns is None:
-                raise UnknownSizeError(f"the number of turns of {operation.name}")
+                raise UnknownSizeError(f"the number of turns of {operation.scope}")
             turns = min(operation.turns, _MOST_TURNS)
             later = operation.turns - turns
         elif operation.turns is not None:

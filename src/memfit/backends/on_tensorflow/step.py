@@ -8,22 +8,30 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from memfit.backends import keras_seam
+from memfit.backends import host_allocator, keras_seam
+from memfit.backends.on_tensorflow import heap
 from memfit.backends.shares import Shares
 from memfit.records import Split
 
 
 def attach(model: Any, split: Split | None) -> Callable[[], None]:
-    """Puts the micro-batched train step on the model (with None nothing); returns the function that takes it off."""
-    if split is None:
-        return lambda: None
+    """Puts the micro-batched train step on the model; returns the function that takes it off.
+
+    With None the step stays Keras' own; what a step takes is analysed for the C library's heap as it is set here either way.
+    """
     previous = model.train_function
-    keras_seam.set_attribute(model, "train_step", train_step(model, split))
-    model.make_train_function(force=True)
+    if split is not None:
+        keras_seam.set_attribute(model, "train_step", train_step(model, split))
+        model.make_train_function(force=True)
+    on_heap = not tf.config.get_visible_devices("GPU") and heap.of_this_process() is heap.Heap
+    restore_heap = host_allocator.map_large_blocks() if on_heap else None
 
     def detach() -> None:
-        vars(model).pop("train_step", None)
-        model.train_function = previous
+        if restore_heap is not None:
+            restore_heap()
+        if split is not None:
+            vars(model).pop("train_step", None)
+            model.train_function = previous
 
     return detach
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from memfit.backends.on_torch import analysis, memory, oom, step
+from memfit.backends.protocol import StepKind
 from memfit.records import DeviceMemory, Estimate, Split
 
 
@@ -23,8 +24,8 @@ class _Torch:
     def is_out_of_memory(self, error: BaseException) -> bool:
         return oom.is_out_of_memory(error)
 
-    def step_bytes(self, model: Any, batch: Any, split: Split | None) -> Estimate | None:
-        return analysis.step_bytes(model, batch, split)
+    def step_bytes(self, model: Any, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate | None:
+        return analysis.step_bytes(model, batch, split, kind)
 
     def attach(self, model: Any, split: Split | None) -> Callable[[], None]:
         return step.attach(model, split)

@@ -1,4 +1,4 @@
-"""What one training step takes on PyTorch: the step itself, run on fake tensors, with every live storage counted.
+"""What one step takes on PyTorch: the step itself, run on fake tensors, with every live storage counted.
 
 Fake tensors have shapes and no data, so the run takes a fraction of a second to a few seconds and no memory. While it runs,
 the variables of the model, the metrics and the optimizer, and the parameters and buffers of its modules, are fakes. Their
@@ -18,14 +18,19 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from memfit import units
 from memfit.backends import keras_seam
 from memfit.backends.on_torch import workspace
+from memfit.backends.on_torch.c_heap import CHeap
 from memfit.backends.on_torch.live_storages import LiveStorages, fake_mode
 from memfit.backends.on_torch.step import MicroBatchedStep
+from memfit.backends.on_torch.whereabouts import Whereabouts
+from memfit.backends.protocol import StepKind
 from memfit.records import Estimate, Split
 
 SOURCE = "fake tensors"
 _FIXED = 32 * units.MIB
 """What a first step leaves in the process whatever the model: kernels generated at run time, threads, the allocator."""
 _SHARE = 0.05
+_HEAP_SHARE = 0.05
+"""For gaps of the heap that the model of it does not show."""
 _COMPILED_SHARE = 0.25
 """For torch.compile, which plans buffers by itself while the analysis runs the step as Python does."""
 
@@ -33,13 +38,14 @@ _NOT_ANALYSABLE = (RuntimeError, TypeError, ValueError, NotImplementedError)
 """What code raises that wants the numbers in a fake tensor, or operators without a fake kernel."""
 
 
-def step_bytes(model: Any, batch: Any, split: Split | None) -> Estimate | None:
-    """Bytes of one training step at its peak beside weights, optimizer state and metrics, without running it.
+def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate | None:
+    """Bytes of one step at its peak beside weights, optimizer state and metrics, without running it.
 
     Args:
         model: Built and compiled, optimizer, losses and metrics built as well.
         batch: ``(x, y, sample_weight)`` of ``TensorSpec``.
-        split: How the batch is split, or None for Keras' own step.
+        split: How the batch is split, or None for Keras' own step; None for what is no training step.
+        kind: "train", "test" or "predict", which reads x alone.
 
     Returns:
         The estimate, or None where the step reads numbers out of its tensors (Python control flow on data), uses
@@ -48,35 +54,54 @@ def step_bytes(model: Any, batch: Any, split: Split | None) -> Estimate | None:
     if keras_seam.is_distributed(model):
         return None
     try:
-        live = _run(model, batch, split)
+        live = _run(model, batch, split, kind)
     except _NOT_ANALYSABLE:
         return None
     share = _COMPILED_SHARE if model.jit_compile else _SHARE
-    return Estimate(live.peak, margin=_FIXED + int(share * live.peak) + live.heap_peak // 2, source=SOURCE)
+    return Estimate(
+        live.peak,
+        margin=_FIXED + int(share * live.peak) + int(_HEAP_SHARE * live.heap_peak),
+        source=SOURCE,
+        moment=live.moment,
+        workspace=live.workspace,
+    )
 
 
-def _run(model: Any, batch: Any, split: Split | None) -> LiveStorages:
-    """One step on fake tensors; the gradients of the step before are there, as they are from the second step on."""
+def _run(model: Any, batch: Any, split: Split | None, kind: StepKind) -> LiveStorages:
+    """One step on fake tensors; a train step finds the gradients of the step before, as it does from the second on."""
     device = keras.ops.convert_to_tensor(0).device
-    live = LiveStorages(workspace.for_device(device.type))
-    with fake_mode(), _training(model), _swapped(model) as fakes, live, _readable(model.optimizer, live):
+    training = kind == "train"
+    where = Whereabouts()
+    live = LiveStorages(workspace.for_device(device.type), where, CHeap() if device.type == "cpu" else None)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(fake_mode())
+        stack.enter_context(_mode(model, training=training))
+        fakes = stack.enter_context(_swapped(model))
+        stack.enter_context(torch.set_grad_enabled(training))
+        stack.enter_context(where)
+        stack.enter_context(live)
+        if training:
+            stack.enter_context(_readable(model.optimizer, live, where))
         for fake in fakes:
             live.ignore(fake)
-        if split is None:
+        if training and split is None:
             for variable in model.trainable_variables:
                 variable.value.grad = torch.empty_like(variable.value)
         # Two parts are as many as a split step ever has at once; the rest of the batch is only held.
-        num_samples = keras_seam.flatten(batch)[0].shape[0]
+        held = (batch[0], None, None) if kind == "predict" else batch
+        num_samples = keras_seam.flatten(held)[0].shape[0]
         run = num_samples if split is None else min(num_samples, 2 * split.micro_batch_size)
-        data = keras_seam.map_leaves(lambda spec: _tensor(spec, run, device), batch)
-        rest = keras_seam.map_leaves(lambda spec: _tensor(spec, num_samples - run, device), batch)
-        _step(model, split)(keras.utils.pack_x_y_sample_weight(*data))
-        del rest
+        data = keras_seam.map_leaves(lambda spec: _tensor(spec, run, device), held)
+        rest = keras_seam.map_leaves(lambda spec: _tensor(spec, num_samples - run, device), held)
+        outputs = _step(model, split, kind)(keras.utils.pack_x_y_sample_weight(*data))
+        del rest, outputs
     return live
 
 
-def _step(model: Any, split: Split | None) -> Any:
-    return model.train_step if split is None else MicroBatchedStep(model, split, compiled=False)
+def _step(model: Any, split: Split | None, kind: StepKind) -> Any:
+    if kind == "train" and split is not None:
+        return MicroBatchedStep(model, split, compiled=False)
+    return {"train": model.train_step, "test": model.test_step, "predict": model.predict_step}[kind]
 
 
 def _tensor(spec: Any, num_samples: int, device: Any) -> Any:
@@ -89,7 +114,9 @@ _DTYPES = {"uint16": "int32", "uint32": "int64"}  # as Keras feeds them
 
 def _variables(model: Any) -> list[Any]:
     """Every variable that lives between steps, each once."""
-    variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+    optimizer = getattr(model, "optimizer", None)  # no attribute before `compile`
+    slots = [] if optimizer is None else optimizer.variables
+    variables = [*model.variables, *model.metrics_variables, *slots]
     return list({id(variable): variable for variable in variables}.values())
 
 
@@ -100,11 +127,11 @@ def _modules(model: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _training(model: Any) -> Iterator[None]:
-    """Inside, the modules are in training mode, and what ``add_loss`` recorded is put back afterwards."""
+def _mode(model: Any, *, training: bool) -> Iterator[None]:
+    """Inside, the modules are in training or in evaluation mode; modes and recorded losses are put back afterwards."""
     modes = {module: module.training for module in _modules(model)}
     with keras_seam.kept_call_losses(model):
-        model.train()
+        model.train(training)
         try:
             yield
         finally:
@@ -113,7 +140,7 @@ def _training(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _readable(optimizer: Any, live: LiveStorages) -> Iterator[None]:
+def _readable(optimizer: Any, live: LiveStorages, where: Whereabouts) -> Iterator[None]:
     """Inside, the optimizer can read scalars as numbers: its learning rate, or whether all gradients are finite.
 
     They scale what it writes and choose between an update and none, so that 1 serves for the memory.
@@ -121,7 +148,7 @@ def _readable(optimizer: Any, live: LiveStorages) -> Iterator[None]:
     apply = optimizer.apply
 
     def readable(*arguments: Any, **keywords: Any) -> Any:
-        with live.scalars_read_as(1):
+        with live.scalars_read_as(1), where.updating():
             return apply(*arguments, **keywords)
 
     keras_seam.set_attribute(optimizer, "apply", readable)

@@ -13,6 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from memfit.backends.host_allocator import LARGE_BLOCK
+from memfit.backends.on_torch.c_heap import CHeap
+from memfit.backends.on_torch.whereabouts import Whereabouts
+from memfit.records import Moment
 
 _COPY = torch.ops.aten.copy_.default
 _READ = torch.ops.aten._local_scalar_dense.default
@@ -29,17 +32,23 @@ class LiveStorages(TorchDispatchMode):
 
     Attributes:
         live: Bytes alive now.
-        peak: The highest ``live`` so far, the workspace of the operator that ran then included.
-        heap_peak: The highest number of those bytes that were in blocks small enough for the C library's heap.
+        peak: The highest ``live`` so far, the heap's gaps and the workspace of the operator that ran then included.
+        workspace: Of ``peak``, those gaps and that workspace.
+        moment: When the peak was, or None where nobody follows the step.
+        heap_peak: The furthest that the heap reached.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, where: Whereabouts | None = None, heap: CHeap | None = None) -> None:
         super().__init__()
         self.live = 0
         self.peak = 0
+        self.workspace = 0
+        self.moment: Moment | None = None
         self.heap_peak = 0
-        self._heap = 0
-        self._workspace = workspace
+        self._heap = heap
+        self._on_heap = 0
+        self._workspace_of = workspace
+        self._where = where
         self._scalar: int | None = None
         self._storages: dict[int, weakref.ref[Any]] = {}
 
@@ -57,7 +66,10 @@ class LiveStorages(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, FakeTensor):
                 self.count(leaf)
-        self.peak = max(self.peak, self.live + self._workspace(func, args, result))
+        workspace = self._workspace_of(func, args, result) + self._gaps()
+        if self.live + workspace > self.peak:
+            self.peak, self.workspace = self.live + workspace, workspace
+            self.moment = None if self._where is None else self._where.moment(func)
         return result
 
     @contextlib.contextmanager
@@ -77,19 +89,26 @@ class LiveStorages(TorchDispatchMode):
         if known is not None and known() is storage:
             return
         size = storage.nbytes()
-        on_heap = size if size < LARGE_BLOCK else 0
+        heap = self._heap if 0 < size < LARGE_BLOCK else None
+        blocks = () if heap is None else heap.take(size)
 
         def ended(reference: Any) -> None:
             if self._storages.get(key) is reference:
                 del self._storages[key]
             self.live -= size
-            self._heap -= on_heap
+            if heap is not None:
+                heap.give(blocks)
+                self._on_heap -= size
 
         self._storages[key] = weakref.ref(storage, ended)
         self.live += size
-        self.peak = max(self.peak, self.live)
-        self._heap += on_heap
-        self.heap_peak = max(self.heap_peak, self._heap)
+        if heap is not None:
+            self._on_heap += size
+            self.heap_peak = max(self.heap_peak, heap.top)
+
+    def _gaps(self) -> int:
+        """What the heap holds beside its tensors' bytes."""
+        return 0 if self._heap is None else self._heap.top - self._on_heap
 
     def ignore(self, tensor: Any) -> None:
         """Keeps a tensor out of the count: what is held between steps."""

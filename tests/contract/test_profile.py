@@ -1,0 +1,166 @@
+"""What ``memfit.profile`` and ``memfit plan`` say of real models: categories, kinds of step, moments, what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import memfit
+from memfit.backends import current
+from memfit.cli import main
+from memfit.errors import ArgumentError
+
+SCRIPT = """
+import keras
+
+def build():
+    layers = [keras.layers.Conv2D(16, 3, activation="relu"), keras.layers.Flatten(), keras.layers.Dense(4)]
+    model = keras.Sequential([keras.Input((32, 32, 3)), *layers])
+    model.compile("adam", "mse")
+    return model
+
+def uncompiled():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+
+def any_length():
+    layers = [keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((None, 8)), *layers])
+    model.compile("sgd", "mse")
+    return model
+"""
+
+
+def cnn() -> Any:
+    layers = [keras.layers.Conv2D(16, 3, activation="relu"), keras.layers.MaxPooling2D(), keras.layers.Flatten()]
+    model = keras.Sequential([keras.Input((32, 32, 3)), *layers, keras.layers.Dense(4, activation="softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "estimates"
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "models_of_mine.py"
+    path.write_text(SCRIPT)
+    return str(path)
+
+
+def test_categories_kinds_and_moment() -> None:
+    model = cnn()
+    profile = memfit.profile(model, batch_size=256)
+    num_weights = model.count_params()
+    assert (profile.weights, profile.gradients) == (4 * num_weights, 4 * num_weights)
+    assert profile.optimizer_state >= 8 * num_weights
+    assert profile.inputs >= 256 * 32 * 32 * 3 * 4
+    assert profile.layers[0].kind == "Conv2D"
+    assert profile.layers[0].bytes == 256 * 30 * 30 * 16 * 4
+    train, test, predict = profile.peak, profile.validation_peak, profile.prediction_peak
+    assert test is not None
+    assert predict is not None
+    assert predict.bytes <= 1.01 * test.bytes  # metrics are a few bytes, and the process' base moves
+    assert test.bytes < train.bytes
+    if train.moment is not None:
+        assert train.moment.phase in ("forward", "backward", "update")
+        assert train.moment.layer is None or train.moment.layer.split("/")[-1] in {layer.name for layer in model.layers}
+    assert json.loads(profile.to_json())["validation_peak"]["bytes"] == test.bytes
+    assert "one prediction step" in str(profile)
+
+
+def test_the_same_model_is_analysed_once(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, asked = current(), []
+    real = backend.step_bytes
+
+    def counted(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(type(backend), "step_bytes", lambda self, *arguments: counted(*arguments))
+    keras.backend.clear_session()
+    first = memfit.profile(cnn(), batch_size=64)
+    num_files = len(list(cached.iterdir()))
+    assert num_files == len(asked) == 3
+    keras.backend.clear_session()  # the same names again
+    again = memfit.profile(cnn(), batch_size=64)
+    assert len(asked) == 3
+    assert again.peak.source == first.peak.source
+    memfit.profile(cnn(), batch_size=65)
+    assert len(asked) > 3
+
+
+def test_other_compile_arguments_are_another_model(cached: Path) -> None:
+    sgd = cnn()
+    sgd.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    memfit.profile(cnn(), batch_size=64)
+    before = len(list(cached.iterdir()))
+    memfit.profile(sgd, batch_size=64)
+    assert len(list(cached.iterdir())) == before + 3
+
+
+def test_a_model_that_cannot_be_described_is_not_kept(cached: Path) -> None:
+    class Mine(keras.Model):
+        def __init__(self, thing: Any) -> None:
+            super().__init__()
+            self.dense = keras.layers.Dense(4)
+
+        def call(self, x: Any) -> Any:
+            return self.dense(x)
+
+    model = Mine(object())
+    model.compile("sgd", "mse")
+    memfit.profile(model, np.ones((16, 8), "float32"), np.ones((16, 4), "float32"), batch_size=16)
+    assert not cached.exists()
+
+
+def test_plan_on_the_command_line(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", f"{script}:build", "--batch-size", "64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"]
+    assert found["micro_batch_size"] is None
+    assert 0 < found["step_peak_bytes"] < found["peak_bytes"]
+    assert found["margin_bytes"] > 0
+    assert found["seconds"] > 0
+    assert main(["plan", f"{script}:build", "--batch-size", "64"]) == 0
+    assert "The whole batch fits" in capsys.readouterr().out
+
+
+def test_plan_of_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cnn().save(tmp_path / "model.keras")
+    assert main(["plan", str(tmp_path / "model.keras"), "--batch-size", "64", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["batch_size"] == 64
+
+
+def test_plan_under_a_budget_that_nothing_fits(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", f"{script}:build", "--batch-size", "64", "--budget", "50 MiB", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["fits"]
+    assert "smallest budget" in found["does_not_fit"]
+
+
+def test_plan_asks_for_a_bound(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", f"{script}:any_length", "--batch-size", "8"]) == 2
+    assert "--input-shape" in capsys.readouterr().err
+    assert main(["plan", f"{script}:any_length", "--batch-size", "8", "--input-shape", "50,8", "--json"]) == 0
+    assert main(["plan", f"{script}:any_length", "--batch-size", "8", "--input-shape", "50,9"]) == 2
+    assert "do not fit the model's inputs" in capsys.readouterr().err
+
+
+def test_plan_of_a_model_that_is_not_compiled(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", f"{script}:uncompiled"]) == 2
+    assert "not compiled" in capsys.readouterr().err
+
+
+def test_a_model_without_inputs_asks_for_data() -> None:
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ArgumentError, match="no inputs of known shape"):
+        memfit.profile(model, batch_size=4)
