@@ -261,7 +261,7 @@ class _Prediction:
         """The peak of a validation or prediction step, or None where it cannot be analysed."""
         with shown(f"analysing the {kind} step", quiet=self._quiet):
             step = peak.step_bytes(self._model, self._spec, None, backend=self._backend, kind=kind)
-        return None if step is None else self._on_top_of_base(step, kind)
+        return None if step is None else self._on_top_of_base(step)
 
     def profile(self, whole: Estimate) -> Profile:
         return peak.profile(self._model, self._spec, whole, backend=self._backend, outputs=self._outputs)
@@ -282,5 +282,5 @@ class _Prediction:
         num_bytes = peak.crude_step_bytes(dataclasses.replace(held, inputs=int(held.inputs * share)), scaled)
         return Estimate(num_bytes // 2, num_bytes - num_bytes // 2, "layer shapes")
 
-    def _on_top_of_base(self, step: Estimate, kind: StepKind = "train") -> Estimate:
-        return peak.on_top_of_now(step, model=self._model, held=self._held, backend=self._backend, kind=kind)
+    def _on_top_of_base(self, step: Estimate) -> Estimate:
+        return peak.on_top_of_now(step, held=self._held, backend=self._backend)

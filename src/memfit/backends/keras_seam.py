@@ -125,11 +125,6 @@ def own_objects(model: Any) -> dict[str, Any]:
     return {keras.saving.get_registered_name(one): one for one in own} | {one.__name__: one for one in own}
 
 
-def is_fresh(optimizer: Any) -> bool:
-    """Whether the optimizer has made no update yet."""
-    return int(optimizer.iterations.value) == 0 if optimizer.built else True
-
-
 def is_built(model: Any) -> bool:
     """Whether model, metrics, loss and optimizer have all their variables."""
     parts = [model._compile_metrics, model._compile_loss, model.optimizer]

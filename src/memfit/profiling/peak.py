@@ -87,16 +87,12 @@ def step_bytes(
     return step
 
 
-def on_top_of_now(
-    step: Estimate, *, model: Any, held: Holdings, backend: Backend, kind: StepKind = "train"
-) -> Estimate:
-    """The peak of a run whose step takes ``step`` on top of what is held now and between steps."""
-    # Fresh optimizer slots are promised, not resident: zero pages are taken when the first update writes them.
-    slots = held.optimizer_state if kind == "train" and keras_seam.is_fresh(model.optimizer) else 0
+def on_top_of_now(step: Estimate, *, held: Holdings, backend: Backend) -> Estimate:
+    """The peak of a run whose step takes ``step`` on top of what is held now: a built model, its optimizer's slots included."""
     device = backend.device_memory()
     base = budgeting.reading(backend).host_bytes if device is None else device.used_bytes
     queued = _QUEUED_BATCHES * held.inputs if device is None else 0
-    return dataclasses.replace(step, bytes=base + slots + queued + step.bytes, margin=step.margin + RUNTIME_RESERVE)
+    return dataclasses.replace(step, bytes=base + queued + step.bytes, margin=step.margin + RUNTIME_RESERVE)
 
 
 def profile(model: Any, spec: Any, peak: Estimate, *, backend: Backend, outputs: tuple[Consumer, ...]) -> Profile:

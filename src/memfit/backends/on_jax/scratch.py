@@ -2,13 +2,13 @@
 
 ``memory_analysis`` counts one slab for all temporaries. The library that XLA calls for convolutions and matrix products on
 a CPU (YNNPACK, seen in the program's text as ``__ynn_fusion``) allocates its packed operands by itself, while it runs. The
-rules were read off jaxlib 0.10.2 by measuring single kernels (benchmarks/calibration, docs: facts):
+rules were read off jaxlib 0.10.2 by measuring single kernels; benchmarks/prediction.py has how they hold on whole models:
 
 - a convolution without padding lays out every window of its input ("im2col"), and so does one with several groups;
 - one with padding, or with one channel a group, packs its input;
 - the second operand is packed too, except in some large shapes: so it goes into the margin;
 - a matrix product whose left operand is contracted along another than its last axis packs both operands;
-- a dilated input is written out with its zeros, and the output once more.
+- a dilated input is written out with its zeros, and the output once more; with groups, every window is laid out.
 """
 
 from __future__ import annotations
@@ -91,18 +91,18 @@ def _instructions(text: str) -> dict[str, _Instruction]:
 
 
 def _convolution(out: _Instruction, lhs: _Instruction, rhs: _Instruction, *, packs: bool) -> Scratch:
-    dilation = _window(out.rest, "lhs_dilate")
-    if math.prod(dilation) > 1:
-        return Scratch(lhs.bytes * math.prod(dilation) + out.bytes, lhs.bytes + rhs.bytes)
-    if not packs:
-        return Scratch(0, lhs.bytes // 8)
     groups = re.search(r"feature_group_count=(\d+)", out.rest)
     num_groups = int(groups[1]) if groups is not None else 1
     channels = _channels(out.rest, lhs.shape)
+    windows = math.prod(_output_positions(out.rest, out.shape)) * math.prod(_window(out.rest, "size"))
+    im2col = lhs.item * windows * channels
+    dilation = _window(out.rest, "lhs_dilate")
+    if math.prod(dilation) > 1:
+        return Scratch(im2col if num_groups > 1 else lhs.bytes * math.prod(dilation) + out.bytes, lhs.bytes + rhs.bytes)
+    if not packs:
+        return Scratch(0, lhs.bytes // 8)
     grouped = 1 < num_groups < channels
     if grouped or (num_groups == 1 and "pad=" not in out.rest):
-        windows = math.prod(_output_positions(out.rest, out.shape)) * math.prod(_window(out.rest, "size"))
-        im2col = lhs.item * windows * channels
         return Scratch(im2col + (lhs.bytes if grouped else 0), rhs.bytes)
     return Scratch(lhs.bytes, rhs.bytes)
 

@@ -1,6 +1,6 @@
 """The C library's heap as small tensors fill it: how far it reaches, the gaps between the tensors included.
 
-Measured with ``mallinfo2`` on the calibration's recurrent models: what was in use were the tensors' bytes and about a tenth
+Measured with ``mallinfo2`` on recurrent models: what was in use were the tensors' bytes and about a tenth
 more, and what the process held beside that were free blocks below the heap's top. glibc gives back the top alone.
 """
 

@@ -1,7 +1,7 @@
 """Bytes that a kernel takes by itself while it runs, which no tensor shows.
 
 Found with torch's memory profiler, operator by operator, on torch 2.13 and a CPU with AVX-512 (docs: facts): of what the
-calibration models run, pooling backwards alone makes large copies in its kernel, where the gradient that arrives and the
+benchmark's models run, pooling backwards alone makes large copies in its kernel, where the gradient that arrives and the
 tensors that it kept from the forward pass lie in memory in different orders (channels first, channels last). Other
 operators make such copies as tensors, which are counted; oneDNN's convolutions and MKL's products took next to nothing.
 """
