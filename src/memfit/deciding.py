@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from memfit.backends import keras_seam
-from memfit.backends.protocol import Backend, StepKind
+from memfit.backends.protocol import Backend
 from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.executing.arguments import check_fits_model
 from memfit.levers import micro_batch
 from memfit.planning import planner
-from memfit.probing import trial
-from memfit.profiling import cache, layers, peak
+from memfit.predicting import Predictions
 from memfit.profiling.batches import Batches
 from memfit.records import Budget, Consumer, Estimate, Plan, Profile, Split
 from memfit.reporting.console import shown
@@ -20,6 +20,9 @@ from memfit.units import text
 
 _ROOMY = 2
 """A crude bound this many times under the budget needs no analysis."""
+
+_MOST_TRIALS = 2
+"""The plan is tried, and once more where the first trial has made it smaller."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Request:
         allow: Levers that change the result and may be pulled.
         micro_batch_size: Set by hand or by a plan; None to find it.
         fixed: The plan to follow, where one was passed.
+        probe: Whether a trial in a child process confirms the plan; None where the analysis is weak.
         quiet: Whether to show nothing while it takes long.
     """
 
@@ -38,6 +42,7 @@ class Request:
     allow: frozenset[str]
     micro_batch_size: int | None = None
     fixed: Plan | None = None
+    probe: bool | None = None
     quiet: bool = False
 
 
@@ -95,7 +100,7 @@ def profiled(model: Any, batches: Batches, backend: Backend) -> Profile:
         )
     check_fits_model(model, batches.spec)
     _build(model, batches.spec)
-    prediction = _Prediction(model, batches.spec, backend, quiet=False)
+    prediction = Predictions(model, batches.spec, backend, quiet=False)
     whole = prediction.profile(prediction.peak(None))
     return dataclasses.replace(
         whole, validation_peak=prediction.other_peak("test"), prediction_peak=prediction.other_peak("predict")
@@ -175,35 +180,72 @@ def _separability(model: Any, batches: Batches, request: Request, backend: Backe
 
 
 def _found(model: Any, batches: Batches, request: Request, backend: Backend) -> Decision:
-    """The fastest plan that fits: the whole batch, or the largest micro-batch."""
+    """The fastest plan that fits, confirmed by a trial where that is asked for or the analysis is weak."""
     ceiling = request.budget.limiting_bytes
-    prediction = _Prediction(model, batches.spec, backend, quiet=request.quiet)
+    prediction = Predictions(model, batches.spec, backend, quiet=request.quiet)
     crude = prediction.crude()
-    if crude.upper * _ROOMY <= ceiling or crude.upper - crude.margin < 0:
+    if request.probe is not True and (crude.upper * _ROOMY <= ceiling or crude.upper - crude.margin < 0):
         reason = f"it fits by far: {text(crude.upper)} at most of {text(ceiling)}"
         return Decision(planner.plain(batches.batch_size, request.budget, crude, reason))
-    whole = prediction.peak(None)
-    profile = prediction.profile(whole)
-    validation = prediction.validation_batch_size(batches.batch_size or 1, ceiling)
-    if whole.upper <= ceiling:
-        reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
-        plan = planner.plain(batches.batch_size, request.budget, whole, reason)
-        return Decision(dataclasses.replace(plan, validation_batch_size=validation), profile=profile)
-    finding = _separability(model, batches, request, backend)
-    if finding.split is None and "inexact_micro_batch" not in request.allow:
-        raise DoesNotFitError(_mixes_text(batches, whole, finding, ceiling=ceiling, consumers=profile.consumers))
-    base = finding.split or Split(1)
-    try:
-        plan = planner.split(
-            batches.batch_size or 1,
-            request.budget,
-            whole,
-            lambda size: prediction.peak(dataclasses.replace(base, micro_batch_size=size)),
-        )
-    except DoesNotFitError as error:
-        raise DoesNotFitError(f"{error} The largest consumers: {planner.consumers_text(profile.consumers)}.") from None
-    plan = dataclasses.replace(plan, validation_batch_size=validation)
-    return _split_decision(plan, finding, plan.micro_batch_size or 1, profile)
+    search = _Search(model, batches, request, backend, prediction)
+    decision = search.decision()
+    probe = prediction.is_weak(decision.split) if request.probe is None else request.probe
+    for _ in range(_MOST_TRIALS if probe else 0):
+        tried = prediction.confirmed(decision.split)
+        if tried is None:
+            reason = "no trial could be made: there is no room for a child process, or the model cannot be sent to one"
+            return dataclasses.replace(decision, plan=decision.plan.because(reason))
+        if tried.upper <= ceiling:
+            plan = decision.plan.because(f"a trial in a child process peaked at {text(tried.bytes)}")
+            return dataclasses.replace(decision, plan=dataclasses.replace(plan, peak=tried))
+        decision = search.decision()
+    return decision
+
+
+class _Search:
+    """The search for the fastest plan that fits one budget; asked again, it reckons with what trials have taught since."""
+
+    def __init__(
+        self, model: Any, batches: Batches, request: Request, backend: Backend, prediction: Predictions
+    ) -> None:
+        self._batches = batches
+        self._request = request
+        self._prediction = prediction
+        self._finding = functools.cache(lambda: _separability(model, batches, request, backend))
+
+    def decision(self) -> Decision:
+        """The whole batch where it fits, else the largest micro-batch.
+
+        Raises:
+            DoesNotFitError: Nothing does.
+        """
+        batch_size, budget = self._batches.batch_size or 1, self._request.budget
+        ceiling = budget.limiting_bytes
+        whole = self._prediction.peak(None)
+        profile = self._prediction.profile(whole)
+        validation = self._prediction.validation_batch_size(batch_size, ceiling)
+        if whole.upper <= ceiling:
+            reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
+            plan = planner.plain(self._batches.batch_size, budget, whole, reason)
+            return Decision(dataclasses.replace(plan, validation_batch_size=validation), profile=profile)
+        finding = self._finding()
+        if finding.split is None and "inexact_micro_batch" not in self._request.allow:
+            raise DoesNotFitError(
+                _mixes_text(self._batches, whole, finding, ceiling=ceiling, consumers=profile.consumers)
+            )
+        base = finding.split or Split(1)
+        try:
+            plan = planner.split(
+                batch_size,
+                budget,
+                whole,
+                lambda size: self._prediction.peak(dataclasses.replace(base, micro_batch_size=size)),
+            )
+        except DoesNotFitError as error:
+            consumers = planner.consumers_text(profile.consumers)
+            raise DoesNotFitError(f"{error} The largest consumers: {consumers}.") from None
+        plan = dataclasses.replace(plan, validation_batch_size=validation)
+        return _split_decision(plan, finding, plan.micro_batch_size or 1, profile)
 
 
 def _mixes_text(
@@ -220,67 +262,3 @@ def _mixes_text(
         f'that would do for the whole batch is {text(whole.upper)}. Pass allow={{"inexact_micro_batch"}} to split all the '
         "same, with statistics of each part; or take a smaller batch_size."
     )
-
-
-class _Prediction:
-    """The predictions for one model and batch; each is made once."""
-
-    def __init__(self, model: Any, spec: Any, backend: Backend, *, quiet: bool) -> None:
-        self._model = model
-        self._spec = spec
-        self._backend = backend
-        self._quiet = quiet
-        self._held = peak.holdings(model, spec)
-        try:
-            self._outputs = layers.layer_outputs(model, spec[0])
-        except ValueError as error:
-            raise ArgumentError(f"The data does not fit the model: {error}") from error
-
-    def crude(self) -> Estimate:
-        """A bound from shapes alone."""
-        step = Estimate(peak.crude_step_bytes(self._held, self._outputs), 0, "layer shapes")
-        return self._on_top_of_base(step)
-
-    def peak(self, split: Split | None) -> Estimate:
-        """The peak by analysis; where the step cannot be analysed by a trial; where that cannot be made by shapes."""
-        batch = keras_seam.flatten(self._spec)[0].shape[0]
-        what = f"the step at batch {batch}" + (
-            "" if split is None else f" in micro-batches of {split.micro_batch_size}"
-        )
-        with shown(f"analysing {what}", quiet=self._quiet):
-            analysed = peak.step_bytes(self._model, self._spec, split, backend=self._backend)
-        if analysed is not None:
-            return self._on_top_of_base(analysed)
-        with shown(f"trying {what} in a child process", quiet=self._quiet):
-            tried = trial.step_bytes(self._model, self._spec, split, backend=self._backend)
-        if tried is not None and tried.source == trial.MEASURED:
-            cache.store(cache.key(self._model, self._spec, split, "train", self._backend), tried)
-        return self._on_top_of_base(tried or self._shape_step(split))
-
-    def other_peak(self, kind: StepKind) -> Estimate | None:
-        """The peak of a validation or prediction step, or None where it cannot be analysed."""
-        with shown(f"analysing the {kind} step", quiet=self._quiet):
-            step = peak.step_bytes(self._model, self._spec, None, backend=self._backend, kind=kind)
-        return None if step is None else self._on_top_of_base(step)
-
-    def profile(self, whole: Estimate) -> Profile:
-        return peak.profile(self._model, self._spec, whole, backend=self._backend, outputs=self._outputs)
-
-    def validation_batch_size(self, batch_size: int, ceiling: int) -> int | None:
-        """A smaller batch for validation where even the forward pass of a whole one would not fit; None to leave it."""
-        forward = 3 * sum(layer.bytes for layer in self._outputs[:2]) + self._held.inputs
-        idle = self._on_top_of_base(Estimate(0, 0, "")).upper
-        if idle + forward <= ceiling:
-            return None
-        return max(1, int(batch_size * max(0, ceiling - idle) / forward))
-
-    def _shape_step(self, split: Split | None) -> Estimate:
-        """A step from shapes: what the crude bound says of a part, with half of it as the margin."""
-        share = 1.0 if split is None else split.micro_batch_size / keras_seam.flatten(self._spec)[0].shape[0]
-        held, outputs = self._held, self._outputs
-        scaled = tuple(dataclasses.replace(layer, bytes=int(layer.bytes * share)) for layer in outputs)
-        num_bytes = peak.crude_step_bytes(dataclasses.replace(held, inputs=int(held.inputs * share)), scaled)
-        return Estimate(num_bytes // 2, num_bytes - num_bytes // 2, "layer shapes")
-
-    def _on_top_of_base(self, step: Estimate) -> Estimate:
-        return peak.on_top_of_now(step, held=self._held, backend=self._backend)

@@ -31,6 +31,7 @@ def fit(
     plan: Plan | None = None,
     allow: Collection[str] = (),
     micro_batch_size: int | None = None,
+    probe: bool | None = None,
     **fit_arguments: Any,
 ) -> Any:
     """Trains a compiled Keras model as ``model.fit`` does, within the memory that is there.
@@ -48,6 +49,8 @@ def fit(
         allow: Levers that change the result and may be pulled: "inexact_micro_batch" splits the batch of a model whose
             layers mix samples, such as BatchNormalization.
         micro_batch_size: Samples of a part, set by hand instead of by a plan; exact all the same.
+        probe: Whether a trial in a child process confirms the plan, and corrects it; seconds to a minute. None: only where
+            the analysis of the step is weak. On an accelerator the first step itself is the trial.
         **fit_arguments: Everything else that ``model.fit`` takes.
 
     Returns:
@@ -69,7 +72,7 @@ def fit(
         4
     """
     log = _Log()
-    prepared = _prepared(model, args, fit_arguments, _Asked(budget, plan, allow, micro_batch_size), log)
+    prepared = _prepared(model, args, fit_arguments, _Asked(budget, plan, allow, micro_batch_size, probe), log)
     decision = prepared.decision
     arguments, feed_reason = feeding.streamed(prepared.arguments)
     if feed_reason is not None:
@@ -94,6 +97,7 @@ def plan(
     budget: Any = None,
     allow: Collection[str] = (),
     micro_batch_size: int | None = None,
+    probe: bool | None = None,
     **fit_arguments: Any,
 ) -> Plan:
     """The plan that ``memfit.fit`` with the same arguments would follow; trains nothing.
@@ -104,6 +108,7 @@ def plan(
         budget: As for ``memfit.fit``.
         allow: As for ``memfit.fit``.
         micro_batch_size: As for ``memfit.fit``.
+        probe: As for ``memfit.fit``.
         **fit_arguments: Everything else that ``model.fit`` takes.
 
     Raises:
@@ -118,7 +123,7 @@ def plan(
         >>> plan.micro_batch_size is None
         True
     """
-    asked = _Asked(budget, None, allow, micro_batch_size)
+    asked = _Asked(budget, None, allow, micro_batch_size, probe)
     return _prepared(model, args, fit_arguments, asked, _Log()).decision.plan
 
 
@@ -174,6 +179,7 @@ class _Asked:
     plan: Any
     allow: Collection[str]
     micro_batch_size: Any
+    probe: bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +230,7 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
         allow=allow,
         micro_batch_size=micro_batch_size,
         fixed=wanted,
+        probe=asked.probe,
         quiet=arguments.get("verbose") == 0,
     )
     was_built = keras_seam.is_built(model)

@@ -14,6 +14,9 @@ import memfit
 from memfit.backends import current
 from memfit.cli import main
 from memfit.errors import ArgumentError
+from memfit.probing import trial
+from memfit.records import Estimate
+from memfit.units import MIB
 
 SCRIPT = """
 import keras
@@ -164,3 +167,34 @@ def test_a_model_without_inputs_asks_for_data() -> None:
     model.compile("sgd", "mse")
     with pytest.raises(ArgumentError, match="no inputs of known shape"):
         memfit.profile(model, batch_size=4)
+
+
+def test_a_trial_confirms_the_plan_and_corrects_later_ones(cached: Path) -> None:
+    model = cnn()
+    x, y = np.zeros((128, 32, 32, 3), "float32"), np.zeros((128,), "int32")
+    tried = memfit.plan(model, x, y, batch_size=64, probe=True, verbose=0)
+    assert tried.peak is not None
+    assert tried.peak.source == "probe"
+    assert any("a trial in a child process peaked at" in reason for reason in tried.reasons)
+    later = memfit.profile(model, x, y, batch_size=32)
+    assert later.peak.source.endswith("corrected by a trial")
+
+
+def test_a_trial_that_needs_more_than_the_budget_gives_a_smaller_plan(
+    cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = cnn()
+    x, y = np.zeros((1024, 32, 32, 3), "float32"), np.zeros((1024,), "int32")
+    whole = memfit.profile(model, x, y, batch_size=1024)
+    step = whole.peak.bytes - whole.base.host_bytes
+
+    def heavier(model: Any, spec: Any, split: Any, *, backend: Any) -> Estimate:
+        samples = 1024 if split is None else split.micro_batch_size
+        return Estimate(2 * step * samples // 1024, 0, trial.MEASURED)
+
+    monkeypatch.setattr(trial, "step_bytes", heavier)
+    budget = whole.peak.upper + 128 * MIB
+    plan = memfit.plan(model, x, y, batch_size=1024, budget=budget, probe=True, verbose=0)
+    assert plan.micro_batch_size is not None
+    assert plan.peak is not None
+    assert plan.peak.upper <= budget

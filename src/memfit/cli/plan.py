@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=BACKENDS, help="the framework under Keras (default: KERAS_BACKEND, or Keras' own choice)"
     )
+    parser.add_argument("--probe", action="store_true", help="confirm the plan by a trial in a child process")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -76,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     profile = fitting.profile(model, **data)
     plan, refusal = None, None
     try:
-        plan = fitting.plan(model, budget=budget, allow=arguments.allow, verbose=0, **data)
+        probe = True if arguments.probe else None
+        plan = fitting.plan(model, budget=budget, allow=arguments.allow, probe=probe, verbose=0, **data)
     except DoesNotFitError as error:
         refusal = str(error)
     found = Found(profile, budget, plan, refusal, time.monotonic() - start)

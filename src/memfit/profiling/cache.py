@@ -8,6 +8,7 @@ is never kept: it could change and keep its name.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import inspect
@@ -15,25 +16,55 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import platformdirs
 
 from memfit.backends import keras_seam
-from memfit.backends.protocol import Backend, StepKind
+from memfit.backends.protocol import Backend
 from memfit.records import Estimate, Split, estimate_from_fields
+
+_T = TypeVar("_T")
 
 _FOLDER = "MEMFIT_CACHE_DIR"
 _VARIABLES = ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS", "TF_XLA_FLAGS", "JAX_ENABLE_X64", "PYTORCH_CUDA_ALLOC_CONF")
 """Variables of the environment that change what a step takes."""
 
 _SEPARATE = "\n"
+_FURTHEST_FACTOR = 2.0
+"""A trial and an analysis further apart than this did not measure the same thing."""
 
 
-def key(model: Any, spec: Any, split: Split | None, kind: StepKind, backend: Backend) -> str | None:
-    """The name of the answer for one step, or None where the model cannot be told from another."""
+@dataclasses.dataclass(frozen=True)
+class Correction:
+    """What a trial of one step of a model taught about its analysis.
+
+    Attributes:
+        predicted: Bytes that the analysis said.
+        measured: Bytes that the trial took.
+    """
+
+    predicted: int
+    measured: int
+
+    @property
+    def factor(self) -> float:
+        """What the analysis of the model's steps is to be multiplied by, between a half and two."""
+        factor = self.measured / max(1, self.predicted)
+        return min(_FURTHEST_FACTOR, max(1 / _FURTHEST_FACTOR, factor))
+
+    def applied(self, step: Estimate) -> Estimate:
+        """The estimate of another step of the same model, corrected; the margin stays."""
+        return dataclasses.replace(
+            step, bytes=int(self.factor * step.bytes), source=f"{step.source}, corrected by a trial"
+        )
+
+
+def key(model: Any, spec: Any, split: Split | None, kind: str, backend: Backend) -> str | None:
+    """The name of the answer to one question about a step, or None where the model cannot be told from another."""
     described = _description(model)
     if described is None or not os.environ.get(_FOLDER, "on"):
         return None
@@ -54,18 +85,41 @@ def key(model: Any, spec: Any, split: Split | None, kind: StepKind, backend: Bac
     return hashlib.sha256(_SEPARATE.join(parts).encode()).hexdigest()
 
 
+def correction_key(model: Any, backend: Backend) -> str | None:
+    """The name of what trials taught about a model at any batch size and split; None as for ``key``."""
+    return key(model, "any shapes", None, "train", backend)
+
+
 def load(name: str | None) -> Estimate | None:
     """The answer that ``store`` kept under the name; None where there is none, or none that can be read."""
-    if name is None:
-        return None
-    try:
-        return estimate_from_fields(json.loads(_path(name).read_text()))
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+    return _read(name, estimate_from_fields)
 
 
 def store(name: str | None, estimate: Estimate) -> None:
     """Keeps an answer; where the folder cannot be written, nothing is kept."""
+    _write(name, estimate.to_json())
+
+
+def load_correction(name: str | None) -> Correction | None:
+    """What ``store_correction`` kept under the name, or None."""
+    return _read(name, lambda fields: Correction(int(fields["predicted"]), int(fields["measured"])))
+
+
+def store_correction(name: str | None, correction: Correction) -> None:
+    """Keeps what a trial taught; where the folder cannot be written, nothing is kept."""
+    _write(name, json.dumps(dataclasses.asdict(correction)))
+
+
+def _read(name: str | None, from_fields: Callable[[Any], _T]) -> _T | None:
+    if name is None:
+        return None
+    try:
+        return from_fields(json.loads(_path(name).read_text()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _write(name: str | None, document: str) -> None:
     if name is None:
         return
     path = _path(name)
@@ -74,7 +128,7 @@ def store(name: str | None, estimate: Estimate) -> None:
         descriptor, draft = tempfile.mkstemp(dir=path.parent, suffix=".draft")
         try:
             with os.fdopen(descriptor, "w") as file:
-                file.write(estimate.to_json())
+                file.write(document)
             os.replace(draft, path)
         except OSError:
             Path(draft).unlink(missing_ok=True)

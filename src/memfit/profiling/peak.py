@@ -13,7 +13,7 @@ from memfit.profiling import cache, layers
 from memfit.records import Consumer, Estimate, Profile, Reading, Split
 from memfit.units import MIB
 
-RUNTIME_RESERVE = 64 * MIB
+RUNTIME_RESERVE = 48 * MIB
 """What a first run adds that no analysis of the step sees: thread stacks, kernel caches, the training loop's own objects."""
 
 _QUEUED_BATCHES = 3

@@ -51,16 +51,16 @@ def test_larger_batches_take_more() -> None:
     model = built(cnn(), images(8))
     sizes = [analysis.step_bytes(model, images(batch), None).bytes for batch in (8, 16, 64, 256)]
     assert sizes == sorted(sizes)
-    assert sizes[-1] > 10 * sizes[0]
+    assert sizes[-1] - sizes[1] > 20 * (sizes[1] - sizes[0])
 
 
 def test_the_activations_and_both_copies_of_the_batch_count() -> None:
     estimate = analysis.step_bytes(built(cnn(), images(256)), images(256), None)
     batch = 256 * 24 * 24 * 3 * 4 + 256 * 4  # int64 labels become int32
     activation = 256 * 22 * 22 * 16 * 4
-    assert 2 * batch + activation <= estimate.bytes <= 2 * batch + 20 * activation
+    assert 2 * batch + activation <= estimate.bytes - analysis.RUNTIME <= 2 * batch + 20 * activation
     assert estimate.source == "compiled"
-    assert estimate.margin >= 32 * MIB
+    assert estimate.margin >= 16 * MIB
 
 
 @pytest.mark.parametrize("weights", [0, 1])

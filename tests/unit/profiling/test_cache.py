@@ -27,6 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
 
@@ -67,3 +68,24 @@ def test_an_estimate_goes_to_json_and_back() -> None:
     import json
 
     assert estimate_from_fields(json.loads(ESTIMATE.to_json())) == ESTIMATE
+
+
+def test_what_a_trial_taught_corrects_other_steps(cache) -> None:
+    correction = cache.Correction(predicted=100, measured=120)
+    cache.store_correction("c" * 64, correction)
+    assert cache.load_correction("c" * 64) == correction
+    corrected = correction.applied(ESTIMATE)
+    assert corrected.bytes == 12
+    assert corrected.margin == ESTIMATE.margin
+    assert corrected.source == "scripted, corrected by a trial"
+
+
+def test_a_trial_of_something_else_corrects_by_two_at_most(cache) -> None:
+    assert cache.Correction(1, 10**9).factor == 2.0
+    assert cache.Correction(10**9, 1).factor == 0.5
+    assert cache.Correction(0, 0).factor == 0.5
+
+
+def test_an_estimate_is_no_correction(cache) -> None:
+    cache.store("d" * 64, ESTIMATE)
+    assert cache.load_correction("d" * 64) is None

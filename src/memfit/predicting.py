@@ -1,0 +1,127 @@
+"""The predicted peaks of one model and batch: by analysis, corrected by what trials taught; else by a trial; else by shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from memfit.backends import keras_seam
+from memfit.backends.protocol import Backend, StepKind
+from memfit.errors import ArgumentError
+from memfit.probing import trial
+from memfit.profiling import cache, layers, peak
+from memfit.records import Estimate, Profile, Split
+from memfit.reporting.console import shown
+
+WEAK_MARGIN = 0.25
+"""An analysis whose margin is a larger share of its bytes than this is to be confirmed by a trial."""
+
+
+class Predictions:
+    """The predictions for one model and batch; each is made once.
+
+    Args:
+        model: A built and compiled model.
+        spec: ``(x, y, sample_weight)`` of TensorSpec at the full batch size.
+        backend: The current backend.
+        quiet: Whether to show nothing while it takes long.
+
+    Raises:
+        ArgumentError: The data does not fit the model.
+    """
+
+    def __init__(self, model: Any, spec: Any, backend: Backend, *, quiet: bool) -> None:
+        self._model = model
+        self._spec = spec
+        self._backend = backend
+        self._quiet = quiet
+        self._analyses: dict[Split | None, Estimate | None] = {}
+        self._held = peak.holdings(model, spec)
+        self._correction_key = cache.correction_key(model, backend)
+        self._correction = cache.load_correction(self._correction_key)
+        try:
+            self._outputs = layers.layer_outputs(model, spec[0])
+        except ValueError as error:
+            raise ArgumentError(f"The data does not fit the model: {error}") from error
+
+    def crude(self) -> Estimate:
+        """A bound from shapes alone."""
+        step = Estimate(peak.crude_step_bytes(self._held, self._outputs), 0, "layer shapes")
+        return self._on_top_of_base(step)
+
+    def peak(self, split: Split | None) -> Estimate:
+        """The peak by analysis; where the step cannot be analysed by a trial; where that cannot be made by shapes."""
+        analysed = self._analysed(split)
+        if analysed is not None:
+            if self._correction is not None:
+                analysed = self._correction.applied(analysed)
+            return self._on_top_of_base(analysed)
+        return self._on_top_of_base(self._tried(split) or self._shape_step(split))
+
+    def is_weak(self, split: Split | None) -> bool:
+        """Whether the step's analysis says so little that a trial is worth its time."""
+        analysed = self._analysed(split)
+        return analysed is not None and self._correction is None and analysed.margin > WEAK_MARGIN * analysed.bytes
+
+    def confirmed(self, split: Split | None) -> Estimate | None:
+        """The peak by a trial, from which later analyses of the model are corrected; None where no trial can be made."""
+        tried, analysed = self._tried(split), self._analysed(split)
+        if tried is None:
+            return None
+        if analysed is not None:
+            self._correction = cache.Correction(analysed.bytes, tried.bytes)
+            if tried.source == trial.MEASURED:
+                cache.store_correction(self._correction_key, self._correction)
+        return self._on_top_of_base(tried)
+
+    def _analysed(self, split: Split | None) -> Estimate | None:
+        if split not in self._analyses:
+            with shown(f"analysing {self._step_text(split)}", quiet=self._quiet):
+                step = peak.step_bytes(self._model, self._spec, split, backend=self._backend)
+            self._analyses[split] = step
+        return self._analyses[split]
+
+    def _tried(self, split: Split | None) -> Estimate | None:
+        name = cache.key(self._model, self._spec, split, "tried", self._backend)
+        known = cache.load(name)
+        if known is not None:
+            return known
+        with shown(f"trying {self._step_text(split)} in a child process", quiet=self._quiet):
+            tried = trial.step_bytes(self._model, self._spec, split, backend=self._backend)
+        if tried is not None and tried.source == trial.MEASURED:
+            cache.store(name, tried)
+        return tried
+
+    def _step_text(self, split: Split | None) -> str:
+        batch = keras_seam.flatten(self._spec)[0].shape[0]
+        return f"the step at batch {batch}" + (
+            "" if split is None else f" in micro-batches of {split.micro_batch_size}"
+        )
+
+    def other_peak(self, kind: StepKind) -> Estimate | None:
+        """The peak of a validation or prediction step, or None where it cannot be analysed."""
+        with shown(f"analysing the {kind} step", quiet=self._quiet):
+            step = peak.step_bytes(self._model, self._spec, None, backend=self._backend, kind=kind)
+        return None if step is None else self._on_top_of_base(step)
+
+    def profile(self, whole: Estimate) -> Profile:
+        return peak.profile(self._model, self._spec, whole, backend=self._backend, outputs=self._outputs)
+
+    def validation_batch_size(self, batch_size: int, ceiling: int) -> int | None:
+        """A smaller batch for validation where even the forward pass of a whole one would not fit; None to leave it."""
+        forward = 3 * sum(layer.bytes for layer in self._outputs[:2]) + self._held.inputs
+        idle = self._on_top_of_base(Estimate(0, 0, "")).upper
+        if idle + forward <= ceiling:
+            return None
+        return max(1, int(batch_size * max(0, ceiling - idle) / forward))
+
+    def _shape_step(self, split: Split | None) -> Estimate:
+        """A step from shapes: what the crude bound says of a part, with half of it as the margin."""
+        share = 1.0 if split is None else split.micro_batch_size / keras_seam.flatten(self._spec)[0].shape[0]
+        held, outputs = self._held, self._outputs
+        scaled = tuple(dataclasses.replace(layer, bytes=int(layer.bytes * share)) for layer in outputs)
+        num_bytes = peak.crude_step_bytes(dataclasses.replace(held, inputs=int(held.inputs * share)), scaled)
+        return Estimate(num_bytes // 2, num_bytes - num_bytes // 2, "layer shapes")
+
+    def _on_top_of_base(self, step: Estimate) -> Estimate:
+        return peak.on_top_of_now(step, held=self._held, backend=self._backend)
