@@ -31,9 +31,14 @@ def _next_power_of_two(number: int) -> int:
 
 
 def largest_micro_batch(
-    batch_size: int, predict: Callable[[int], Estimate], ceiling: int, *, whole: Estimate
+    batch_size: int,
+    predict: Callable[[int], Estimate],
+    ceiling: int,
+    *,
+    whole: Estimate,
+    candidates: tuple[int, ...] | None = None,
 ) -> tuple[int | None, Estimate]:
-    """The largest of ``sizes`` whose predicted peak is within the ceiling.
+    """The largest size whose predicted peak is within the ceiling.
 
     The peak grows with the size, close to a straight line; the search asks where the line through what it knows says that
     the ceiling lies, and closes in from both sides.
@@ -43,12 +48,13 @@ def largest_micro_batch(
         predict: The predicted peak for a micro-batch size; dear.
         ceiling: Bytes that the peak may reach, its margin included.
         whole: The prediction for the whole batch, which is above the ceiling.
+        candidates: The sizes to choose from, largest first; ``sizes(batch_size)`` where left out.
 
     Returns:
-        The size and its prediction; where not even one sample fits, None and the prediction for one sample (for the whole
-        batch where that is one sample).
+        The size and its prediction; where not even the smallest fits, None and the prediction for the smallest (for the
+        whole batch where there are no candidates).
     """
-    candidates = sizes(batch_size)
+    candidates = sizes(batch_size) if candidates is None else candidates
     if not candidates:
         return None, whole
     fits: tuple[int, Estimate] | None = None

@@ -1,0 +1,143 @@
+"""The fastest arrangement that fits, over every combination of levers with every micro-batch size; pure arithmetic.
+
+An option is one setting of the levers other than micro-batching: which segments are recomputed, the precision, the
+optimizer's state. Each multiplies the time of a step; smaller parts add to it. A prediction costs seconds, so an option that
+cannot be faster than what was found already is never asked about, and within one only the sizes that would be faster are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, TypeVar
+
+from memfit.planning.search import largest_micro_batch, sizes
+from memfit.records import Estimate
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option(Generic[Key]):
+    """One setting of the levers other than micro-batching.
+
+    Attributes:
+        key: What it is called when its peak is asked for.
+        time: Seconds of a step at the whole batch relative to the plain step: 1.0 costs nothing.
+    """
+
+    key: Key
+    time: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Found(Generic[Key]):
+    """An arrangement that was asked about.
+
+    Attributes:
+        option: The setting of the levers.
+        size: Samples of a part; the batch size where it is not split.
+        peak: Its predicted peak.
+        time: Seconds of a step relative to the plain one.
+    """
+
+    option: Option[Key]
+    size: int
+    peak: Estimate
+    time: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Search(Generic[Key]):
+    """What a search found.
+
+    Attributes:
+        fastest: The fastest arrangement that fits; None where none does.
+        smallest: The arrangement that was asked about with the lowest upper peak.
+        refused: For each option without a size that fits, its smallest peak that was asked about.
+    """
+
+    fastest: Found[Key] | None
+    smallest: Found[Key]
+    refused: tuple[Found[Key], ...]
+
+
+def search(
+    options: Iterable[Option[Key]],
+    batch_size: int,
+    *,
+    predict: Callable[[Key, int], Estimate],
+    ceiling: int,
+    part_time: float,
+    splits: bool = True,
+) -> Search[Key]:
+    """The fastest arrangement whose predicted peak is within the ceiling.
+
+    Where the peak does not fall as parts grow, this is the arrangement that trying each of them would find.
+
+    Args:
+        options: At least one.
+        batch_size: Samples of a full batch.
+        predict: The predicted peak of an option with parts of so many samples; dear.
+        ceiling: Bytes that the peak may reach, its margin included.
+        part_time: What each part after the first adds to a step's time, relative to the plain step.
+        splits: Whether the batch may be split.
+
+    Raises:
+        ValueError: There are no options.
+
+    Example:
+        >>> options = [Option("plain"), Option("recompute", 1.3)]
+        >>> def predict(key, size):
+        ...     return Estimate(100 + size * (10 if key == "plain" else 2), 0, "scripted")
+        >>> search(options, 64, predict=predict, ceiling=500, part_time=0.01).fastest.size
+        32
+        >>> search(options, 64, predict=predict, ceiling=500, part_time=0.01, splits=False).fastest.option.key
+        'recompute'
+    """
+    asked: list[Found[Key]] = []
+    fastest: Found[Key] | None = None
+    refused: list[Found[Key]] = []
+    for option in sorted(options, key=lambda option: option.time):
+        if fastest is not None and option.time >= fastest.time:
+            break
+        bound = float("inf") if fastest is None else fastest.time
+        found = _within(option, batch_size, bound, _Question(predict, ceiling, part_time, splits))
+        asked.append(found)
+        if found.peak.upper <= ceiling:
+            fastest = found
+        else:
+            refused.append(found)
+    if not asked:
+        raise ValueError("There is no option to search among.")
+    return Search(fastest, min(asked, key=lambda found: found.peak.upper), tuple(refused))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question(Generic[Key]):
+    """What does not change from option to option."""
+
+    predict: Callable[[Key, int], Estimate]
+    ceiling: int
+    part_time: float
+    splits: bool
+
+    def time(self, option: Option[Key], batch_size: int, size: int) -> float:
+        return option.time + self.part_time * (-(-batch_size // size) - 1)
+
+
+def _within(option: Option[Key], batch_size: int, bound: float, question: _Question[Key]) -> Found[Key]:
+    """The largest size of one option that fits and is faster than the bound; where none is, the smallest peak asked."""
+    whole = question.predict(option.key, batch_size)
+    if whole.upper <= question.ceiling or not question.splits:
+        return Found(option, batch_size, whole, option.time)
+    candidates = [size for size in sizes(batch_size) if question.time(option, batch_size, size) < bound]
+    size, peak = largest_micro_batch(
+        batch_size,
+        lambda size: question.predict(option.key, size),
+        question.ceiling,
+        whole=whole,
+        candidates=tuple(candidates),
+    )
+    size = size or (candidates[-1] if candidates else batch_size)
+    return Found(option, size, peak, question.time(option, batch_size, size))

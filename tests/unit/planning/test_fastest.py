@@ -1,0 +1,81 @@
+"""The search over levers and sizes: what trying every arrangement would find, in fewer questions."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memfit.planning.fastest import Found, Option, Search, search
+from memfit.planning.search import sizes
+from memfit.records import Estimate
+
+PART_TIME = 0.02
+
+models = st.lists(
+    st.tuples(st.floats(1.0, 3.0), st.integers(0, 10**6), st.integers(1, 10**5)), min_size=1, max_size=6, unique=True
+)
+"""For each option: its time, the bytes that do not grow with the part, and the bytes of a sample."""
+
+
+def searched(model: list[tuple[float, int, int]], batch: int, ceiling: int, splits: bool = True) -> Search[int]:
+    options = [Option(index, time) for index, (time, _, _) in enumerate(model)]
+
+    def predict(key: int, size: int) -> Estimate:
+        return Estimate(model[key][1] + size * model[key][2], 0, "scripted")
+
+    return search(options, batch, predict=predict, ceiling=ceiling, part_time=PART_TIME, splits=splits)
+
+
+def tried(model: list[tuple[float, int, int]], batch: int, ceiling: int) -> float | None:
+    """The time of the best of all arrangements."""
+    times = [
+        time + PART_TIME * (-(-batch // size) - 1)
+        for time, fixed, sample in model
+        for size in (batch, *sizes(batch))
+        if fixed + size * sample <= ceiling
+    ]
+    return min(times, default=None)
+
+
+@given(models, st.integers(1, 500), st.integers(1, 10**7))
+def test_it_finds_what_trying_everything_finds(model, batch: int, ceiling: int) -> None:
+    best = searched(model, batch, ceiling).fastest
+    assert (None if best is None else best.time) == tried(model, batch, ceiling)
+
+
+@given(models, st.integers(1, 500), st.integers(1, 10**7))
+def test_what_is_found_fits(model, batch: int, ceiling: int) -> None:
+    best = searched(model, batch, ceiling).fastest
+    if best is not None:
+        _, fixed, sample = model[best.option.key]
+        assert fixed + best.size * sample == best.peak.bytes <= ceiling
+
+
+@given(models, st.integers(1, 500), st.integers(1, 10**7), st.integers(1, 10**7))
+def test_more_budget_never_gives_a_slower_plan(model, batch: int, one: int, other: int) -> None:
+    small, large = (searched(model, batch, ceiling).fastest for ceiling in sorted((one, other)))
+    if small is not None:
+        assert large is not None
+        assert large.time <= small.time
+
+
+@given(models, st.integers(1, 500), st.integers(1, 10**6))
+def test_where_nothing_fits_the_least_that_would_do_is_said(model, batch: int, ceiling: int) -> None:
+    found = searched(model, batch, ceiling)
+    if found.fastest is None:
+        least = min(fixed + sample for _, fixed, sample in model)
+        assert found.smallest.peak.upper == least > ceiling
+        assert len(found.refused) == len(model)
+
+
+def test_a_batch_that_may_not_be_split_is_recomputed() -> None:
+    model = [(1.0, 100, 10), (1.3, 100, 2)]
+    found = searched(model, 64, 500, splits=False).fastest
+    assert isinstance(found, Found)
+    assert (found.option.key, found.size) == (1, 64)
+
+
+def test_no_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="no option"):
+        searched([], 4, 100)
