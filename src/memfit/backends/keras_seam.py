@@ -1,4 +1,4 @@
-"""The only file that touches Keras' private parts.
+"""The only file that touches Keras' private parts, beside ``keras_graph`` for the graph of a model.
 
 Each name used here has a test in ``tests/contract/test_keras_seam.py`` that says which Keras version changed it. Works with
 Keras 3.10 to 3.15. What differs by framework is in ``on_tensorflow``, ``on_jax`` and ``on_torch``.
@@ -15,6 +15,8 @@ import numpy as np
 from keras.src import backend as keras_backend
 from keras.src.losses import loss as keras_loss
 from keras.src.trainers.data_adapters import array_data_adapter, data_adapter, data_adapter_utils
+
+from memfit.records import Remat
 
 
 def framework() -> str:
@@ -92,6 +94,25 @@ def set_attribute(model: Any, name: str, value: Any) -> None:
 def remove_attribute(model: Any, name: str) -> None:
     """Removes what ``set_attribute`` set, so that the class' own shows again."""
     object.__delattr__(model, name)
+
+
+_REMAT = "_memfit_remat"
+
+
+def remat_of(model: Any) -> Remat | None:
+    """The rematerialization that is on the model now, or None."""
+    return vars(model).get(_REMAT)
+
+
+@contextlib.contextmanager
+def marked_with(model: Any, remat: Remat) -> Iterator[None]:
+    """Inside, ``remat_of`` tells the rematerialization."""
+    previous = remat_of(model)
+    set_attribute(model, _REMAT, remat)
+    try:
+        yield
+    finally:
+        remove_attribute(model, _REMAT) if previous is None else set_attribute(model, _REMAT, previous)
 
 
 def is_distributed(model: Any) -> bool:

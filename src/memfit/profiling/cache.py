@@ -42,6 +42,7 @@ def key(model: Any, spec: Any, split: Split | None, kind: StepKind, backend: Bac
         described,
         repr(spec),
         repr(split),
+        repr(keras_seam.remat_of(model)),
         kind,
         backend.name,
         getattr(sys.modules.get(backend.name), "__version__", ""),

@@ -15,7 +15,9 @@ import numpy as np
 
 from memfit.backends import host_allocator, keras_seam
 from memfit.backends.shares import Shares
-from memfit.records import Split
+from memfit.records import Remat, Split
+
+_Arrangement = tuple[Split | None, Remat | None]
 
 _PREPARED = "_memfit_prepared_steps"
 
@@ -40,6 +42,25 @@ def attach(model: Any, split: Split | None) -> Callable[[], None]:
     return detach
 
 
+def compiler_options(model: Any) -> dict[str, bool]:
+    """What the steps of a model are compiled with.
+
+    XLA's scheduler for concurrency, the default on a CPU, runs a recomputation as soon as it can, which is in the forward
+    pass: nothing would be saved. Without it operations run in an order that keeps little alive.
+    """
+    if keras_seam.remat_of(model) is None or jax.default_backend() != "cpu":
+        return {}
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
+
+def fresh_train_function(model: Any) -> Any | None:
+    """Keras' own step as a train function; None where Keras would not compile it.
+
+    Keras' own train function would find the trace of the model as it was trained before.
+    """
+    return keras_seam.steps_on_iterator(model, PlainStep(model)) if compiles_whole(model) else None
+
+
 def compiles_whole(model: Any) -> bool:
     """Whether Keras would compile the train step as one program for one device."""
     jits = model.jit_compile and not model.run_eagerly and not keras.config.is_nnx_enabled()
@@ -47,21 +68,22 @@ def compiles_whole(model: Any) -> bool:
 
 
 def prepare(model: Any, split: Split | None) -> Step | PlainStep:
-    """A new step that the next ``attach`` with this split takes, compiled functions included.
+    """A new step that the next ``attach`` with this split and the model's present rematerialization takes.
 
-    It is dropped where the model is compiled again before that.
+    Compiled functions are included. It is dropped where the model is compiled again before that.
     """
     marks, steps = getattr(model, _PREPARED, (None, {}))
     step = _new_step(model, split)
-    kept: dict[Split | None, Any] = steps if _same(marks, keras_seam.compile_marks(model)) else {}
-    keras_seam.set_attribute(model, _PREPARED, (keras_seam.compile_marks(model), {**kept, split: step}))
+    kept: dict[_Arrangement, Any] = steps if _same(marks, keras_seam.compile_marks(model)) else {}
+    arrangement = split, keras_seam.remat_of(model)
+    keras_seam.set_attribute(model, _PREPARED, (keras_seam.compile_marks(model), {**kept, arrangement: step}))
     return step
 
 
 def _take_prepared(model: Any, split: Split | None) -> Step | PlainStep | None:
-    """The step that the analysis prepared; it and those for other splits are kept no longer."""
+    """The step that the analysis prepared; it and those for other arrangements are kept no longer."""
     marks, steps = vars(model).pop(_PREPARED, (None, {}))
-    return steps.get(split) if _same(marks, keras_seam.compile_marks(model)) else None
+    return steps.get((split, keras_seam.remat_of(model))) if _same(marks, keras_seam.compile_marks(model)) else None
 
 
 def _same(marks: tuple[Any, ...] | None, others: tuple[Any, ...]) -> bool:
@@ -117,7 +139,11 @@ class PlainStep:
 
     def __init__(self, model: Any) -> None:
         # A function of its own: jitting the bound method again, as Keras does, would find this one's trace.
-        self.jitted = jax.jit(lambda state, data: model.train_step(state, data), donate_argnums=0)
+        self.jitted = jax.jit(
+            lambda state, data: model.train_step(state, data),
+            donate_argnums=0,
+            compiler_options=compiler_options(model),
+        )
 
     def __call__(self, state: Any, data: Any) -> tuple[Any, Any]:
         logs, state = self.jitted(state, data)
@@ -135,7 +161,9 @@ class Step:
         self._own_loss = keras_seam.overrides(model, "compute_loss")
         self._counted: dict[bool, bool] = {}
         jit = model.jit_compile and not model.run_eagerly
-        self.jitted_part: Any = jax.jit(self.part, donate_argnums=(1, 2, 4)) if jit else self.part
+        options = compiler_options(model)
+        part = jax.jit(self.part, donate_argnums=(1, 2, 4), compiler_options=options) if jit else self.part
+        self.jitted_part: Any = part
         self.jitted_update: Any = jax.jit(self.update, donate_argnums=(0, 2, 3)) if jit else self.update
         self.jitted_counts: Any = jax.jit(self.counts) if jit else self.counts
 
