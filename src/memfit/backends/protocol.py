@@ -63,11 +63,12 @@ class Backend(Protocol):
             The loss, and one numpy array (or None) for each trainable weight.
         """
 
-    def rematerialized(self, function: PureFunction, *, compiled: bool) -> PureFunction:
+    def rematerialized(self, function: PureFunction, *, num_inputs: int, compiled: bool) -> PureFunction:
         """The function with a backward pass that keeps its arguments alone and computes it again.
 
         Args:
             function: Touches no variable and no state; its arguments are all that a gradient is wanted for.
+            num_inputs: How many of its arguments, from the first, are made by the forward pass; the others are state.
             compiled: Whether it will be part of a step that XLA or torch.compile compiles.
         """
 

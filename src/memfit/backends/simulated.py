@@ -75,7 +75,7 @@ class SimulatedBackend:
         shift = model.mixing if split is not None else 0.0
         return 1.0, [1.0 + shift]
 
-    def rematerialized(self, function: PureFunction, *, compiled: bool) -> PureFunction:
+    def rematerialized(self, function: PureFunction, *, num_inputs: int, compiled: bool) -> PureFunction:
         return function
 
     def fresh_train_function(self, model: SimulatedModel) -> None:

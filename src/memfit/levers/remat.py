@@ -89,7 +89,9 @@ def attached(model: Any, remat: Remat, backend: Backend) -> Iterator[None]:
         ValueError: The arrangement is not one of this model.
     """
     functional = keras_graph.graph_of(model)
-    calls = _block_calls(model, remat, backend) if functional is None else _graph_call(model, functional, remat, backend)
+    calls = (
+        _block_calls(model, remat, backend) if functional is None else _graph_call(model, functional, remat, backend)
+    )
     with contextlib.ExitStack() as stack:
         stack.enter_context(keras_seam.marked_with(model, remat))
         for layer, call in calls:
@@ -165,9 +167,7 @@ class _Piece:
         return [known[number] for number in self.writes]
 
 
-def _graph_call(
-    model: Any, functional: Any, remat: Remat, backend: Backend
-) -> list[tuple[Any, Callable[..., Any]]]:
+def _graph_call(model: Any, functional: Any, remat: Remat, backend: Backend) -> list[tuple[Any, Callable[..., Any]]]:
     """The model with the function that stands in for its ``call``."""
     graph = keras_graph.flattened(functional)
     pieces = _pieces(graph, remat, backend)
@@ -273,4 +273,3 @@ def _block_call(model: Any, block: Any, backend: Backend) -> Callable[..., Any]:
         return segment(function, flat, compiled=_compiles(model))
 
     return call
-

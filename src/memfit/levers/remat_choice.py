@@ -192,9 +192,7 @@ def everything(chain: Chain, segments: int) -> Remat:
     cuts = sorted({0, spans.number, *(bisect.bisect_left(spans.inside, target) for target in targets)})
     if not chain.joinable:
         cuts = list(range(spans.number + 1))
-    pieces = itertools.chain.from_iterable(
-        spans.without_fixed(start, stop) for start, stop in itertools.pairwise(cuts)
-    )
+    pieces = itertools.chain.from_iterable(spans.without_fixed(start, stop) for start, stop in itertools.pairwise(cuts))
     return Remat(tuple(Segment(*spans.positions(*piece)) for piece in pieces))
 
 

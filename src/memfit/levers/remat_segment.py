@@ -103,7 +103,8 @@ class RecomputedSegment:
             return outputs, others
 
         arguments = [inputs[place] for place in dense] + [mask for mask in masks if mask is not None] + state
-        outputs, others = self._backend.rematerialized(pure, compiled=compiled)(arguments)
+        num_inputs = len(arguments) - len(state)
+        outputs, others = self._backend.rematerialized(pure, num_inputs=num_inputs, compiled=compiled)(arguments)
         return _put_together(results[0], outputs, others)
 
     def _variables(self) -> list[Any]:

@@ -33,8 +33,8 @@ class _Jax:
     def gradients(self, model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
         return step.gradients(model, batch, split)
 
-    def rematerialized(self, function: PureFunction, *, compiled: bool) -> PureFunction:
-        return remat.rematerialized(function, compiled=compiled)
+    def rematerialized(self, function: PureFunction, *, num_inputs: int, compiled: bool) -> PureFunction:
+        return remat.rematerialized(function, num_inputs=num_inputs)
 
     def fresh_train_function(self, model: Any) -> Any | None:
         return step.fresh_train_function(model)

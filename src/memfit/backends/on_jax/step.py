@@ -42,17 +42,6 @@ def attach(model: Any, split: Split | None) -> Callable[[], None]:
     return detach
 
 
-def compiler_options(model: Any) -> dict[str, bool]:
-    """What the steps of a model are compiled with.
-
-    XLA's scheduler for concurrency, the default on a CPU, runs a recomputation as soon as it can, which is in the forward
-    pass: nothing would be saved. Without it operations run in an order that keeps little alive.
-    """
-    if keras_seam.remat_of(model) is None or jax.default_backend() != "cpu":
-        return {}
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-
-
 def fresh_train_function(model: Any) -> Any | None:
     """Keras' own step as a train function; None where Keras would not compile it.
 
@@ -139,11 +128,7 @@ class PlainStep:
 
     def __init__(self, model: Any) -> None:
         # A function of its own: jitting the bound method again, as Keras does, would find this one's trace.
-        self.jitted = jax.jit(
-            lambda state, data: model.train_step(state, data),
-            donate_argnums=0,
-            compiler_options=compiler_options(model),
-        )
+        self.jitted = jax.jit(lambda state, data: model.train_step(state, data), donate_argnums=0)
 
     def __call__(self, state: Any, data: Any) -> tuple[Any, Any]:
         logs, state = self.jitted(state, data)
@@ -161,9 +146,7 @@ class Step:
         self._own_loss = keras_seam.overrides(model, "compute_loss")
         self._counted: dict[bool, bool] = {}
         jit = model.jit_compile and not model.run_eagerly
-        options = compiler_options(model)
-        part = jax.jit(self.part, donate_argnums=(1, 2, 4), compiler_options=options) if jit else self.part
-        self.jitted_part: Any = part
+        self.jitted_part: Any = jax.jit(self.part, donate_argnums=(1, 2, 4)) if jit else self.part
         self.jitted_update: Any = jax.jit(self.update, donate_argnums=(0, 2, 3)) if jit else self.update
         self.jitted_counts: Any = jax.jit(self.counts) if jit else self.counts
 

@@ -33,7 +33,7 @@ class _Torch:
     def gradients(self, model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
         return step.gradients(model, batch, split)
 
-    def rematerialized(self, function: PureFunction, *, compiled: bool) -> PureFunction:
+    def rematerialized(self, function: PureFunction, *, num_inputs: int, compiled: bool) -> PureFunction:
         return remat.rematerialized(function, compiled=compiled)
 
     def fresh_train_function(self, model: Any) -> Any | None:
