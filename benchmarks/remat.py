@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -125,7 +126,7 @@ def measure(name: str, level: str, micro: bool, jit: bool) -> dict[str, Any]:
         "predicted_mib": None if estimate is None else estimate.bytes // mib,
         "upper_mib": None if estimate is None else estimate.upper // mib,
         "measured_mib": (highest[0] - base) // mib,
-        "seconds": round(min(b - a for a, b in zip(times, times[1:], strict=False)), 3),
+        "seconds": round(min(b - a for a, b in itertools.pairwise(times)), 3),
     }
 
 

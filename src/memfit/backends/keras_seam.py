@@ -16,8 +16,6 @@ from keras.src import backend as keras_backend
 from keras.src.losses import loss as keras_loss
 from keras.src.trainers.data_adapters import array_data_adapter, data_adapter, data_adapter_utils
 
-from memfit.records import Remat
-
 
 def framework() -> str:
     """The name of the framework that this process' Keras runs on."""
@@ -99,20 +97,23 @@ def remove_attribute(model: Any, name: str) -> None:
 _REMAT = "_memfit_remat"
 
 
-def remat_of(model: Any) -> Remat | None:
-    """The rematerialization that is on the model now, or None."""
+def remat_of(model: Any) -> Any | None:
+    """The ``records.Remat`` that is on the model now, or None."""
     return vars(model).get(_REMAT)
 
 
 @contextlib.contextmanager
-def marked_with(model: Any, remat: Remat) -> Iterator[None]:
+def marked_with(model: Any, remat: Any) -> Iterator[None]:
     """Inside, ``remat_of`` tells the rematerialization."""
     previous = remat_of(model)
     set_attribute(model, _REMAT, remat)
     try:
         yield
     finally:
-        remove_attribute(model, _REMAT) if previous is None else set_attribute(model, _REMAT, previous)
+        if previous is None:
+            remove_attribute(model, _REMAT)
+        else:
+            set_attribute(model, _REMAT, previous)
 
 
 def is_distributed(model: Any) -> bool:

@@ -159,6 +159,12 @@ class _Piece:
     forgets: tuple[int, ...]
     recomputed: RecomputedSegment | None = None
 
+    def run(self, values: list[Any], *, compiled: bool) -> Any:
+        """``results``, recomputed in the backward pass where the piece is."""
+        if self.recomputed is None:
+            return self.results(values)
+        return self.recomputed(self.results, values, compiled=compiled)
+
     def results(self, values: list[Any]) -> list[Any]:
         """What the operations write for later, from what they read."""
         known = dict(zip(self.reads, values, strict=True))
@@ -185,11 +191,7 @@ def _graph_call(model: Any, functional: Any, remat: Remat, backend: Backend) -> 
 
 def _run(piece: _Piece, values: dict[int, Any], *, compiled: bool) -> None:
     inputs = [values[number] for number in piece.reads]
-    if piece.recomputed is None:
-        results = piece.results(inputs)
-    else:
-        results = piece.recomputed(piece.results, inputs, compiled=compiled)
-    values.update(zip(piece.writes, results, strict=True))
+    values.update(zip(piece.writes, piece.run(inputs, compiled=compiled), strict=True))
     for number in piece.forgets:
         values.pop(number, None)
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from memfit.records import Remat, Segment
 
@@ -23,6 +24,8 @@ _MOST_STATES = 256
 """Arrangements that are followed at each cut; among more, the cheapest of those that retain nearly the same."""
 
 _BISECTIONS = 24
+
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +248,7 @@ class _Spans:
         self.number = len(self.cuts) - 1
         self.inside = self._sums([unit.inside_bytes for unit in chain.units])
         self.cost = self._sums([unit.cost for unit in chain.units])
-        self._fixed = self._sums([unit.fixed for unit in chain.units])
+        self._fixed = self._sums([int(unit.fixed) for unit in chain.units])
         place = {cut: number for number, cut in enumerate(self.cuts)}
         end = len(chain.units)
         self._read: list[list[tuple[int, int]]] = [[] for _ in range(self.number)]
@@ -262,8 +265,8 @@ class _Spans:
                 out += sum(size for read, size in self._read[first] if read >= stop)
                 self._outs[first, stop] = out
 
-    def _sums(self, values: list[int] | list[float]) -> list[int] | list[float]:
-        sums = list(itertools.accumulate(values, initial=0))
+    def _sums(self, values: Iterable[_Number]) -> list[_Number]:
+        sums: list[Any] = list(itertools.accumulate(values, initial=0))
         return [sums[cut] for cut in self.cuts]
 
     def positions(self, first: int, stop: int) -> tuple[int, int]:
@@ -299,7 +302,7 @@ class _Spans:
         least: list[int | None] = [0] + [None] * self.number
         for stop in range(1, self.number + 1):
             before = least[stop - 1]
-            found = [] if before is None else [before + int(self.inside[stop] - self.inside[stop - 1])]
+            found = [] if before is None else [before + self.inside[stop] - self.inside[stop - 1]]
             for first in self.starts(stop):
                 before, out = least[first], self.out(first, stop)
                 inside = self.inside[stop] - self.inside[first]

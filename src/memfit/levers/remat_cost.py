@@ -69,9 +69,9 @@ def _scores(attention: Any, inputs: Shapes) -> tuple[int, ...]:
     """The shape of the products of queries and keys."""
     (batch, *queries, _), _ = inputs[0]
     keys = inputs[1][0][1:-1] if len(inputs) > 1 else queries
-    heads = getattr(attention, "num_heads", None) or getattr(attention, "num_query_heads", 1)
-    return batch, heads, math.prod(queries), math.prod(keys)
+    heads = int(getattr(attention, "num_heads", 0) or getattr(attention, "num_query_heads", 1))
+    return int(batch), heads, math.prod(queries), math.prod(keys)
 
 
 def _key_size(attention: Any) -> int:
-    return int(getattr(attention, "key_dim", None) or getattr(attention, "head_dim", 1))
+    return int(getattr(attention, "key_dim", 0) or getattr(attention, "head_dim", 1))

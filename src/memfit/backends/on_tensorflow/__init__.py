@@ -34,7 +34,7 @@ class _TensorFlow:
         return step.gradients(model, batch, split)
 
     def rematerialized(self, function: PureFunction, *, num_inputs: int, compiled: bool) -> PureFunction:
-        return remat.rematerialized(function, compiled=compiled)
+        return remat.rematerialized(function, num_inputs=num_inputs, compiled=compiled)
 
     def fresh_train_function(self, model: Any) -> Any | None:
         return None

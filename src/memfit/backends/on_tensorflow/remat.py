@@ -16,13 +16,13 @@ from memfit.backends.protocol import PureFunction
 _SCOPE = "gradient_tape/recomputed"
 
 
-def rematerialized(function: PureFunction, *, compiled: bool) -> PureFunction:
+def rematerialized(function: PureFunction, *, num_inputs: int, compiled: bool) -> PureFunction:
     """The function as one operation of the gradient tape, whose gradient waits for the upstream one and computes it again.
 
     Args:
         function: A function of tensors.
-        compiled: Whether XLA compiles the step: it ignores control dependencies and wants a barrier of its own, which has
-            no kernel elsewhere.
+        num_inputs: How many of its arguments, from the first, are made by the forward pass.
+        compiled: Whether XLA compiles the step.
     """
 
     def call(tensors: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -34,7 +34,7 @@ def rematerialized(function: PureFunction, *, compiled: bool) -> PureFunction:
 
         def gradient(*upstream: Any) -> list[Any]:
             with tf.name_scope(_SCOPE):
-                arguments = _after(list(upstream), tensors, compiled)
+                arguments = _after(list(upstream), tensors, num_inputs if compiled else None)
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch([argument for argument in arguments if argument.dtype.is_floating])
                     again, _ = function(arguments)
@@ -47,13 +47,18 @@ def rematerialized(function: PureFunction, *, compiled: bool) -> PureFunction:
     return call
 
 
-def _after(upstream: list[Any], tensors: list[Any], compiled: bool) -> list[Any]:
-    """The tensors as they are once the upstream gradients are there."""
+def _after(upstream: list[Any], tensors: list[Any], chosen: int | None) -> list[Any]:
+    """The tensors as they are once the upstream gradients are there.
+
+    XLA ignores control dependencies and, on a CPU, its own barriers. There the first ``chosen`` tensors pass through a choice
+    that depends on the gradients and always falls the same way, which the compiler cannot know.
+    """
+    known = [tf.convert_to_tensor(gradient) for gradient in upstream if gradient is not None]
     if tf.executing_eagerly():
         return [tf.identity(tensor) for tensor in tensors]
-    known = [gradient for gradient in upstream if gradient is not None]
-    if compiled:
-        dense = [tf.convert_to_tensor(gradient) for gradient in known]
-        return tf.raw_ops.XlaOptimizationBarrier(input=[*tensors, *dense])[: len(tensors)]
-    with tf.control_dependencies(known):
-        return [tf.identity(tensor) for tensor in tensors]
+    if chosen is None:
+        with tf.control_dependencies(known):
+            return [tf.identity(tensor) for tensor in tensors]
+    firsts = [tf.cast(tf.reshape(gradient, [-1])[0], tf.float32) for gradient in known]
+    never = tf.reduce_any([first > float("inf") for first in firsts])
+    return [tf.where(never, tf.zeros_like(tensor), tensor) for tensor in tensors[:chosen]] + tensors[chosen:]

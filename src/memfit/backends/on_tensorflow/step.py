@@ -252,7 +252,9 @@ def _slice(batch: Any, start: Any, size: Any) -> Any:
         if isinstance(leaf, tf.RaggedTensor):
             return leaf[start : start + size]
         rank = len(leaf.shape)
-        return tf.slice(leaf, [start] + [0] * (rank - 1), [size] + [-1] * (rank - 1))
+        part = tf.slice(leaf, [start] + [0] * (rank - 1), [size] + [-1] * (rank - 1))
+        part.set_shape([size if isinstance(size, int) else None, *leaf.shape[1:]])
+        return part
 
     return keras_seam.map_leaves(cut, batch)
 
