@@ -18,6 +18,8 @@ from keras.src.backend.common import global_state, symbolic_scope
 from keras.src.models import functional as keras_functional
 from keras.src.models import sequential as keras_sequential
 
+from memfit.backends import keras_seam
+
 # The graph of a model
 
 
@@ -159,14 +161,15 @@ def _is_plain_call(node: Any) -> bool:
     """Whether a node calls a nested graph in a way that is the same as running the graph's operations one by one."""
     model = node.operation
     graph = graph_of(model)
-    if graph is None or len(node.arguments.args) != 1 or not set(node.arguments.kwargs) <= {"training"}:
+    given = {name for name, value in node.arguments.kwargs.items() if keras_seam.flatten(value)}
+    if graph is None or len(node.arguments.args) != 1 or not given <= {"training"}:
         return False
     # A mask that reaches a nested model is also given to such outputs as have none.
     masked = any(mask_of(tensor) is not None for tensor in node.input_tensors)
     own_mask = type(model).compute_mask is not keras.layers.Layer.compute_mask
     # Without an outer call (on JAX) each call of a layer forgets the losses of its call before.
-    nodes = [inner.operation for inner in graph._nodes if not inner.is_input]
-    repeated = len(set(map(id, nodes))) < len(nodes)
+    called = [inner.operation for nodes in graph._nodes_by_depth.values() for inner in nodes if not inner.is_input]
+    repeated = len(set(map(id, called))) < len(called)
     return not (masked or own_mask or repeated or getattr(model, "activity_regularizer", None) is not None)
 
 
