@@ -16,6 +16,7 @@ from memfit import backends
 from memfit.backends import keras_seam
 from memfit.executing import attached
 from memfit.levers import remat
+from memfit.levers.remat_segment import RecomputedSegment
 from memfit.profiling import cache
 from memfit.records import Remat, Segment, Split, TensorSpec
 
@@ -320,6 +321,26 @@ def test_gradients_see_it_and_inference_does_not() -> None:
     assert same == pytest.approx(loss, rel=1e-6)
     for a, b in zip(gradients, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_was_trained_before_is_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["residual"]
+    model, specs = compiled(case)
+    model.fit(case.x, case.y, batch_size=BATCH, verbose=0)
+    runs = []
+    original = RecomputedSegment.__call__
+
+    def counted(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        runs.append(self)
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(RecomputedSegment, "__call__", counted)
+    with remat.attached(model, remat.everything(remat.chain(model, specs), 2), backends.current()):
+        model.fit(case.x, case.y, batch_size=BATCH, verbose=0)
+    assert runs
+    runs.clear()
+    model.fit(case.x, case.y, batch_size=BATCH, verbose=0)
+    assert not runs
 
 
 def test_everything_comes_off_after_an_error() -> None:

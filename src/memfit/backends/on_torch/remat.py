@@ -10,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from memfit.backends.protocol import PureFunction
 
-
 _YOUNG = 1
 """The generations of objects that a segment makes."""
 
