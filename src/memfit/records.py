@@ -71,6 +71,38 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
+class Segment:
+    """Operations ``start`` up to, not including, ``stop`` of a model's sequence of operations, recomputed together."""
+
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Remat:
+    """Which parts of a model forget their activations in the forward pass and compute them again in the backward pass.
+
+    Positions are those of ``levers.remat.chain``: the same for the same model in every process. What no segment names is
+    kept as ever.
+
+    Attributes:
+        segments: In order, apart from one another.
+
+    Example:
+        >>> remat = Remat((Segment(0, 4), Segment(4, 9)))
+        >>> Remat.from_fields(json.loads(json.dumps(dataclasses.asdict(remat)))) == remat
+        True
+    """
+
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Remat:
+        """The arrangement that ``dataclasses.asdict`` took apart."""
+        return cls(tuple(Segment(**segment) for segment in fields["segments"]))
+
+
+@dataclasses.dataclass(frozen=True)
 class Budget:
     """What training may take: a ceiling on the whole process, what it holds already included.
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from memfit.backends import keras_seam
+from memfit.backends import keras_graph, keras_seam
 from memfit.records import TensorSpec
 
 
@@ -132,3 +132,73 @@ def test_own_objects_are_the_users_alone() -> None:
     model = keras.Sequential([keras.Input((3,)), Mine()])
     model.compile("adam", loss)
     assert set(keras_seam.own_objects(model).values()) == {Mine, loss}, gone("Trainer._compile_config")
+
+
+def graph_model() -> Any:
+    inputs = keras.Input((3,))
+    nested = keras.Sequential([keras.layers.Dense(2), keras.layers.Dropout(0.5)])
+    return keras.Model(inputs, keras.layers.Add()([nested(inputs), keras.layers.Dense(2)(inputs)]))
+
+
+@pytest.mark.parametrize("name", ["_inputs_struct", "_outputs_struct", "_nodes_by_depth", "_layers"])
+def test_a_functional_model_has(name: str) -> None:
+    assert hasattr(graph_model(), name), gone(f"Functional.{name}")
+
+
+def test_a_graph_is_flattened_and_runs() -> None:
+    model = graph_model()
+    graph = keras_graph.flattened(keras_graph.graph_of(model))
+    names = [type(operation.called).__name__ for operation in graph.operations]
+    assert sorted(names) == ["Add", "Dense", "Dense", "Dropout", "Functional"], gone("Functional.run_through_graph")
+    x = keras.ops.ones((4, 3))
+    values = dict(zip(graph.inputs, graph.entered(x, None), strict=True))
+    for operation in graph.operations:
+        values.update(zip(operation.writes, operation.run(values, training=False), strict=True))
+    result = graph.left([values[number] for number in graph.outputs])
+    np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (result, model(x))), rtol=1e-6)
+
+
+def test_a_stateless_scope_tells_what_was_touched() -> None:
+    first, second = keras.Variable(np.ones(2)), keras.Variable(np.ones(2))
+    with keras_graph.Watched([first], keras_graph.values_of([first])) as scope:
+        first.assign(second + 1)
+    assert list(scope.changed.values()) == [first], gone("StatelessScope.add_update")
+    assert list(scope.unknown.values()) == [second], gone("StatelessScope.get_current_value")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(first.value), [1, 1])
+
+
+def test_losses_of_a_stateless_scope_have_owners() -> None:
+    layer = keras.layers.Dense(2, activity_regularizer="l2")
+    layer(keras.ops.ones((1, 2)))
+    with keras_graph.Watched(layer.variables, keras_graph.values_of(layer.variables)) as scope:
+        layer(keras.ops.ones((1, 2)))
+        assert [owner for owner, _ in scope.take_losses([layer])] == [layer], gone("Layer._loss_ids")
+    assert not layer._loss_ids
+
+
+def test_surroundings_come_back() -> None:
+    seen = []
+
+    class Asks(keras.layers.Layer):
+        def call(self, x: Any, training: bool = False) -> Any:
+            seen.append((keras_graph.training_in_context(), keras_graph.Surroundings()))
+            return x
+
+    Asks()(keras.ops.ones((1, 2)), training=True)
+    assert keras_graph.training_in_context() is None
+    with seen[0][1].restored():
+        assert keras_graph.training_in_context() is seen[0][0] is True, gone("current_call_ctx")
+    assert not keras_graph.in_symbolic_scope()
+
+
+def test_layers_know_their_remat_scope() -> None:
+    with keras.RematScope():
+        layer = keras.layers.Dense(1)
+    assert keras_graph.is_rematerialized(layer), gone("Layer._remat_mode")
+    assert not keras_graph.is_rematerialized(keras.layers.Dense(1))
+
+
+def test_symbolic_calls_know_what_they_lie_in() -> None:
+    model = graph_model()
+    calls = keras_graph.symbolic_calls(lambda x: model(x), TensorSpec((2, 3), "float32"))
+    assert [call.layer for call in calls if not call.inside] == [model], gone("Layer.__call__")

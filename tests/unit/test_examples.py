@@ -7,7 +7,14 @@ import importlib
 
 import pytest
 
-MODULES = ["memfit.units", "memfit.planning.search", "memfit.backends.simulated", "memfit.budgeting.decide"]
+MODULES = [
+    "memfit.units",
+    "memfit.records",
+    "memfit.levers.remat_choice",
+    "memfit.planning.search",
+    "memfit.backends.simulated",
+    "memfit.budgeting.decide",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,4 +1,4 @@
-"""The only file that touches Keras' private parts.
+"""The only file that touches Keras' private parts, beside ``keras_graph`` for the graph of a model.
 
 Each name used here has a test in ``tests/contract/test_keras_seam.py`` that says which Keras version changed it. Works with
 Keras 3.10 to 3.15. What differs by framework is in ``on_tensorflow``, ``on_jax`` and ``on_torch``.
@@ -92,6 +92,28 @@ def set_attribute(model: Any, name: str, value: Any) -> None:
 def remove_attribute(model: Any, name: str) -> None:
     """Removes what ``set_attribute`` set, so that the class' own shows again."""
     object.__delattr__(model, name)
+
+
+_REMAT = "_memfit_remat"
+
+
+def remat_of(model: Any) -> Any | None:
+    """The ``records.Remat`` that is on the model now, or None."""
+    return vars(model).get(_REMAT)
+
+
+@contextlib.contextmanager
+def marked_with(model: Any, remat: Any) -> Iterator[None]:
+    """Inside, ``remat_of`` tells the rematerialization."""
+    previous = remat_of(model)
+    set_attribute(model, _REMAT, remat)
+    try:
+        yield
+    finally:
+        if previous is None:
+            remove_attribute(model, _REMAT)
+        else:
+            set_attribute(model, _REMAT, previous)
 
 
 def is_distributed(model: Any) -> bool:

@@ -12,6 +12,9 @@ from memfit.records import DeviceMemory, Estimate, Split
 
 StepKind = Literal["train", "test", "predict"]
 
+PureFunction = Callable[[list[Any]], tuple[list[Any], list[Any]]]
+"""From tensors to tensors that are differentiated and tensors that are not; the same each time it is called."""
+
 
 class Backend(Protocol):
     """A framework under Keras. Every method is safe to call before, between and after runs."""
@@ -59,3 +62,15 @@ class Backend(Protocol):
         Returns:
             The loss, and one numpy array (or None) for each trainable weight.
         """
+
+    def rematerialized(self, function: PureFunction, *, num_inputs: int, compiled: bool) -> PureFunction:
+        """The function with a backward pass that keeps its arguments alone and computes it again.
+
+        Args:
+            function: Touches no variable and no state; its arguments are all that a gradient is wanted for.
+            num_inputs: How many of its arguments, from the first, are made by the forward pass; the others are state.
+            compiled: Whether it will be part of a step that XLA or torch.compile compiles.
+        """
+
+    def fresh_train_function(self, model: Any) -> Any | None:
+        """A train function for Keras' own step that no trace of an earlier one serves; None where Keras makes one itself."""

@@ -22,7 +22,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from memfit.backends.protocol import StepKind
+from memfit.backends.protocol import PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split
 
 
@@ -74,6 +74,12 @@ class SimulatedBackend:
     def gradients(self, model: SimulatedModel, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
         shift = model.mixing if split is not None else 0.0
         return 1.0, [1.0 + shift]
+
+    def rematerialized(self, function: PureFunction, *, num_inputs: int, compiled: bool) -> PureFunction:
+        return function
+
+    def fresh_train_function(self, model: SimulatedModel) -> None:
+        return None
 
     def take(self, num_bytes: int) -> None:
         """One step that needs so many bytes."""

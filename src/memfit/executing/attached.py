@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
 from memfit.records import Split
 
@@ -20,7 +21,7 @@ def attached(model: Any, split: Split | None, backend: Backend, *, analysed: boo
         backend: The current backend.
         analysed: Whether Keras' own step was analysed, so that the backend may have it ready as it was.
     """
-    if split is None and not analysed:
+    if split is None and not analysed and keras_seam.remat_of(model) is None:
         yield
         return
     detach = backend.attach(model, split)

@@ -73,6 +73,7 @@ def key(model: Any, spec: Any, split: Split | None, kind: str, backend: Backend)
         described,
         repr(spec),
         repr(split),
+        repr(keras_seam.remat_of(model)),
         kind,
         backend.name,
         getattr(sys.modules.get(backend.name), "__version__", ""),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from memfit.backends.on_jax import analysis, memory, oom, step
-from memfit.backends.protocol import StepKind
+from memfit.backends.on_jax import analysis, memory, oom, remat, step
+from memfit.backends.protocol import PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split
 
 
@@ -32,6 +32,12 @@ class _Jax:
 
     def gradients(self, model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
         return step.gradients(model, batch, split)
+
+    def rematerialized(self, function: PureFunction, *, num_inputs: int, compiled: bool) -> PureFunction:
+        return remat.rematerialized(function, num_inputs=num_inputs)
+
+    def fresh_train_function(self, model: Any) -> Any | None:
+        return step.fresh_train_function(model)
 
 
 backend = _Jax()

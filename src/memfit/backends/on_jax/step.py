@@ -15,7 +15,9 @@ import numpy as np
 
 from memfit.backends import host_allocator, keras_seam
 from memfit.backends.shares import Shares
-from memfit.records import Split
+from memfit.records import Remat, Split
+
+_Arrangement = tuple[Split | None, Remat | None]
 
 _PREPARED = "_memfit_prepared_steps"
 
@@ -40,6 +42,14 @@ def attach(model: Any, split: Split | None) -> Callable[[], None]:
     return detach
 
 
+def fresh_train_function(model: Any) -> Any | None:
+    """Keras' own step as a train function; None where Keras would not compile it.
+
+    Keras' own train function would find the trace of the model as it was trained before.
+    """
+    return keras_seam.steps_on_iterator(model, PlainStep(model)) if compiles_whole(model) else None
+
+
 def compiles_whole(model: Any) -> bool:
     """Whether Keras would compile the train step as one program for one device."""
     jits = model.jit_compile and not model.run_eagerly and not keras.config.is_nnx_enabled()
@@ -47,21 +57,22 @@ def compiles_whole(model: Any) -> bool:
 
 
 def prepare(model: Any, split: Split | None) -> Step | PlainStep:
-    """A new step that the next ``attach`` with this split takes, compiled functions included.
+    """A new step that the next ``attach`` with this split and the model's present rematerialization takes.
 
-    It is dropped where the model is compiled again before that.
+    Compiled functions are included. It is dropped where the model is compiled again before that.
     """
     marks, steps = getattr(model, _PREPARED, (None, {}))
     step = _new_step(model, split)
-    kept: dict[Split | None, Any] = steps if _same(marks, keras_seam.compile_marks(model)) else {}
-    keras_seam.set_attribute(model, _PREPARED, (keras_seam.compile_marks(model), {**kept, split: step}))
+    kept: dict[_Arrangement, Any] = steps if _same(marks, keras_seam.compile_marks(model)) else {}
+    arrangement = split, keras_seam.remat_of(model)
+    keras_seam.set_attribute(model, _PREPARED, (keras_seam.compile_marks(model), {**kept, arrangement: step}))
     return step
 
 
 def _take_prepared(model: Any, split: Split | None) -> Step | PlainStep | None:
-    """The step that the analysis prepared; it and those for other splits are kept no longer."""
+    """The step that the analysis prepared; it and those for other arrangements are kept no longer."""
     marks, steps = vars(model).pop(_PREPARED, (None, {}))
-    return steps.get(split) if _same(marks, keras_seam.compile_marks(model)) else None
+    return steps.get((split, keras_seam.remat_of(model))) if _same(marks, keras_seam.compile_marks(model)) else None
 
 
 def _same(marks: tuple[Any, ...] | None, others: tuple[Any, ...]) -> bool:

@@ -20,8 +20,10 @@ def attach(model: Any, split: Split | None) -> Callable[[], None]:
     With None the step stays Keras' own; what a step takes is analysed for the C library's heap as it is set here either way.
     """
     previous = model.train_function
+    rematerialized = keras_seam.remat_of(model) is not None
     if split is not None:
         keras_seam.set_attribute(model, "train_step", train_step(model, split))
+    if split is not None or rematerialized:
         model.make_train_function(force=True)
     on_heap = not tf.config.get_visible_devices("GPU") and heap.of_this_process() is heap.Heap
     restore_heap = host_allocator.map_large_blocks() if on_heap else None
@@ -31,6 +33,7 @@ def attach(model: Any, split: Split | None) -> Callable[[], None]:
             restore_heap()
         if split is not None:
             vars(model).pop("train_step", None)
+        if split is not None or rematerialized:
             model.train_function = previous
 
     return detach
@@ -249,7 +252,9 @@ def _slice(batch: Any, start: Any, size: Any) -> Any:
         if isinstance(leaf, tf.RaggedTensor):
             return leaf[start : start + size]
         rank = len(leaf.shape)
-        return tf.slice(leaf, [start] + [0] * (rank - 1), [size] + [-1] * (rank - 1))
+        part = tf.slice(leaf, [start] + [0] * (rank - 1), [size] + [-1] * (rank - 1))
+        part.set_shape([size if isinstance(size, int) else None, *leaf.shape[1:]])
+        return part
 
     return keras_seam.map_leaves(cut, batch)
 
