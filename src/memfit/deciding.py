@@ -3,64 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
+from memfit.arranging import Arrangements, Decision, Request
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
 from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.executing.arguments import check_fits_model
 from memfit.levers import micro_batch
+from memfit.levers.pulled import pulled
 from memfit.planning import planner
 from memfit.predicting import Predictions
 from memfit.profiling.batches import Batches
-from memfit.records import Budget, Consumer, Estimate, Plan, Profile, Split
+from memfit.records import Plan, Profile, Split
 from memfit.reporting.console import shown
 from memfit.units import text
 
 _ROOMY = 2
 """A crude bound this many times under the budget needs no analysis."""
 
+_AFTER_FAILURE = 0.75
+
 _MOST_TRIALS = 2
 """The plan is tried, and once more where the first trial has made it smaller."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What was asked of the planner.
-
-    Attributes:
-        budget: What training may take.
-        allow: Levers that change the result and may be pulled.
-        micro_batch_size: Set by hand or by a plan; None to find it.
-        fixed: The plan to follow, where one was passed.
-        probe: Whether a trial in a child process confirms the plan; None where the analysis is weak.
-        quiet: Whether to show nothing while it takes long.
-    """
-
-    budget: Budget
-    allow: frozenset[str]
-    micro_batch_size: int | None = None
-    fixed: Plan | None = None
-    probe: bool | None = None
-    quiet: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """A plan and how to carry it out.
-
-    Attributes:
-        plan: The plan.
-        split: How its batches are split, or None.
-        profile: What was predicted, or None.
-        findings: ``(kind, sentence)`` for the report.
-    """
-
-    plan: Plan
-    split: Split | None = None
-    profile: Profile | None = None
-    findings: tuple[tuple[str, str], ...] = ()
 
 
 def decide(model: Any, batches: Batches, request: Request, *, backend: Backend) -> Decision:
@@ -82,7 +47,7 @@ def decide(model: Any, batches: Batches, request: Request, *, backend: Backend) 
     if blocked is not None:
         return _unsplit(batches, request, blocked)
     if request.fixed is not None and request.micro_batch_size is None:
-        return Decision(request.fixed)
+        return _fixed(model, request.fixed, backend)
     if request.micro_batch_size is not None:
         return _by_hand(model, batches, request, backend)
     return _found(model, batches, request, backend)
@@ -108,23 +73,38 @@ def profiled(model: Any, batches: Batches, backend: Backend) -> Profile:
 
 
 def smaller(decision: Decision, model: Any, batches: Batches, request: Request, *, backend: Backend) -> Decision | None:
-    """The decision with half the micro-batch, for a step that ran out of memory; None where nothing smaller is left.
+    """A decision that needs strictly less, for a step that ran out of memory; None where there is none.
 
-    A whole batch is split in two where the model allows it.
+    The fastest arrangement that is predicted to take three quarters of the step that failed, else any less; where nothing
+    is predicted, or the predictions say that all take the same, half the micro-batch.
     """
     plan = decision.plan
-    now = plan.micro_batch_size or plan.batch_size
-    if now is None or now <= 1 or micro_batch.blocked_reason(model) is not None:
+    if micro_batch.blocked_reason(model) is not None:
         return None
-    reason = f"{now} samples at once ran out of memory"
-    smaller_plan = dataclasses.replace(plan.because(reason), micro_batch_size=-(-now // 2), peak=None)
+    now = plan.micro_batch_size or plan.batch_size
+    reason = f"{now} samples at once{', ' + plan.levers.text if plan.levers else ''} ran out of memory"
+    if request.micro_batch_size is None and request.fixed is None and batches.spec is not None:
+        prediction = Predictions(model, batches.spec, backend, quiet=request.quiet)
+        arrangements = Arrangements(model, batches, request, backend, prediction)
+        idle, failed = prediction.idle(), prediction.peak(decision.split, plan.levers).upper
+        for share in (_AFTER_FAILURE, 1.0):
+            try:
+                found = arrangements.fastest(
+                    min(request.budget.limiting_bytes, int(idle + share * (failed - idle)) - 1)
+                )
+            except DoesNotFitError:
+                continue
+            return dataclasses.replace(found, plan=found.plan.because(reason))
+    if now is None or now <= 1:
+        return None
+    plan = dataclasses.replace(plan.because(reason), micro_batch_size=-(-now // 2), peak=None)
     if decision.split is not None:
         split = dataclasses.replace(decision.split, micro_batch_size=-(-now // 2))
-        return dataclasses.replace(decision, plan=smaller_plan, split=split)
+        return dataclasses.replace(decision, plan=plan, split=split)
     finding = _separability(model, batches, request, backend)
     if finding.split is None and "inexact_micro_batch" not in request.allow:
         return None
-    return _split_decision(smaller_plan, finding, -(-now // 2), decision.profile)
+    return _split_decision(plan, finding, -(-now // 2))
 
 
 def _unsplit(batches: Batches, request: Request, reason: str) -> Decision:
@@ -155,6 +135,8 @@ def _by_hand(model: Any, batches: Batches, request: Request, backend: Backend) -
         reason = f"micro-batches of {size} hold the whole batch"
         return Decision(planner.plain(batches.batch_size, request.budget, None, reason))
     finding = _separability(model, batches, request, backend)
+    if request.fixed is not None:
+        _fixed(model, request.fixed, backend)
     plan = request.fixed or Plan(
         batches.batch_size, size, request.budget, reasons=(f"micro-batches of {size} set by hand",)
     )
@@ -166,12 +148,21 @@ def _by_hand(model: Any, batches: Batches, request: Request, backend: Backend) -
     return _split_decision(plan, finding, size)
 
 
-def _split_decision(
-    plan: Plan, finding: micro_batch.Separability, size: int, profile: Profile | None = None
-) -> Decision:
+def _fixed(model: Any, plan: Plan, backend: Backend) -> Decision:
+    """A plan that was passed and does not split the batch."""
+    try:
+        with pulled(model, plan.levers, backend):
+            return Decision(plan)
+    except ValueError as error:
+        raise ArgumentError(
+            f"The plan is not one for this model: {error} Make one with memfit.plan(model, x, y)."
+        ) from error
+
+
+def _split_decision(plan: Plan, finding: micro_batch.Separability, size: int) -> Decision:
     split = dataclasses.replace(finding.split or Split(size), micro_batch_size=size)
     plan = dataclasses.replace(plan.because(finding.reason), exact=finding.split is not None)
-    return Decision(plan, split, profile, (("separability", finding.reason),))
+    return Decision(plan, split, findings=(("separability", finding.reason),))
 
 
 def _separability(model: Any, batches: Batches, request: Request, backend: Backend) -> micro_batch.Separability:
@@ -187,78 +178,16 @@ def _found(model: Any, batches: Batches, request: Request, backend: Backend) -> 
     if request.probe is not True and (crude.upper * _ROOMY <= ceiling or crude.upper - crude.margin < 0):
         reason = f"it fits by far: {text(crude.upper)} at most of {text(ceiling)}"
         return Decision(planner.plain(batches.batch_size, request.budget, crude, reason))
-    search = _Search(model, batches, request, backend, prediction)
-    decision = search.decision()
-    probe = prediction.is_weak(decision.split) if request.probe is None else request.probe
-    for _ in range(_MOST_TRIALS if probe else 0):
-        tried = prediction.confirmed(decision.split)
+    arrangements = Arrangements(model, batches, request, backend, prediction)
+    decision = arrangements.fastest()
+    weak = prediction.is_weak(decision.split, decision.plan.levers)
+    for _ in range(_MOST_TRIALS if (weak if request.probe is None else request.probe) else 0):
+        tried = prediction.confirmed(decision.split, decision.plan.levers)
         if tried is None:
             reason = "no trial could be made: there is no room for a child process, or the model cannot be sent to one"
             return dataclasses.replace(decision, plan=decision.plan.because(reason))
         if tried.upper <= ceiling:
             plan = decision.plan.because(f"a trial in a child process peaked at {text(tried.bytes)}")
             return dataclasses.replace(decision, plan=dataclasses.replace(plan, peak=tried))
-        decision = search.decision()
+        decision = arrangements.fastest()
     return decision
-
-
-class _Search:
-    """The search for the fastest plan that fits one budget; asked again, it reckons with what trials have taught since."""
-
-    def __init__(
-        self, model: Any, batches: Batches, request: Request, backend: Backend, prediction: Predictions
-    ) -> None:
-        self._batches = batches
-        self._request = request
-        self._prediction = prediction
-        self._finding = functools.cache(lambda: _separability(model, batches, request, backend))
-
-    def decision(self) -> Decision:
-        """The whole batch where it fits, else the largest micro-batch.
-
-        Raises:
-            DoesNotFitError: Nothing does.
-        """
-        batch_size, budget = self._batches.batch_size or 1, self._request.budget
-        ceiling = budget.limiting_bytes
-        whole = self._prediction.peak(None)
-        profile = self._prediction.profile(whole)
-        validation = self._prediction.validation_batch_size(batch_size, ceiling)
-        if whole.upper <= ceiling:
-            reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
-            plan = planner.plain(self._batches.batch_size, budget, whole, reason)
-            return Decision(dataclasses.replace(plan, validation_batch_size=validation), profile=profile)
-        finding = self._finding()
-        if finding.split is None and "inexact_micro_batch" not in self._request.allow:
-            raise DoesNotFitError(
-                _mixes_text(self._batches, whole, finding, ceiling=ceiling, consumers=profile.consumers)
-            )
-        base = finding.split or Split(1)
-        try:
-            plan = planner.split(
-                batch_size,
-                budget,
-                whole,
-                lambda size: self._prediction.peak(dataclasses.replace(base, micro_batch_size=size)),
-            )
-        except DoesNotFitError as error:
-            consumers = planner.consumers_text(profile.consumers)
-            raise DoesNotFitError(f"{error} The largest consumers: {consumers}.") from None
-        plan = dataclasses.replace(plan, validation_batch_size=validation)
-        return _split_decision(plan, finding, plan.micro_batch_size or 1, profile)
-
-
-def _mixes_text(
-    batches: Batches,
-    whole: Estimate,
-    finding: micro_batch.Separability,
-    *,
-    ceiling: int,
-    consumers: tuple[Consumer, ...],
-) -> str:
-    return (
-        f"The batch of {batches.batch_size} needs {text(whole.upper)}, the budget is {text(ceiling)}, and the batch cannot be "
-        f"split exactly: {finding.reason}. The largest consumers: {planner.consumers_text(consumers)}. The smallest budget "
-        f'that would do for the whole batch is {text(whole.upper)}. Pass allow={{"inexact_micro_batch"}} to split all the '
-        "same, with statistics of each part; or take a smaller batch_size."
-    )

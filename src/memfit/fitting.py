@@ -10,15 +10,16 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from memfit import backends, budgeting, deciding
+from memfit.arranging import Decision, Request
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
-from memfit.deciding import Decision, Request
 from memfit.errors import OutOfMemoryError
 from memfit.executing import arguments as fit_arguments_of
 from memfit.executing import feeding
 from memfit.executing.attached import attached
 from memfit.guarding.recover import Checkpoint, FirstStep
 from memfit.guarding.watch import Watcher
+from memfit.levers.pulled import pulled
 from memfit.profiling import batches as batches_of
 from memfit.records import Budget, Event, Plan, Profile, RunReport
 from memfit.reporting.console import say
@@ -240,7 +241,8 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
     if not was_built and keras_seam.is_built(model) and found.num_samples is not None:
         _keep_order(arguments, found)
     if decision.plan.validation_batch_size is not None:
-        arguments = {**arguments, "validation_batch_size": decision.plan.validation_batch_size}
+        own = arguments.get("validation_batch_size") or decision.plan.validation_batch_size
+        arguments = {**arguments, "validation_batch_size": min(own, decision.plan.validation_batch_size)}
     shrink = functools.partial(deciding.smaller, model=model, batches=found, request=request, backend=backend)
     return _Prepared(decision, arguments, backend, shrink)
 
@@ -262,7 +264,10 @@ def _executed(model: Any, prepared: _Prepared, log: _Log) -> tuple[Any, Decision
     while True:
         first = FirstStep(Checkpoint(model)) if backend.device_memory() is not None else None
         try:
-            with attached(model, decision.split, backend, analysed=decision.profile is not None):
+            with (
+                pulled(model, decision.plan.levers, backend),
+                attached(model, decision.split, backend, analysed=decision.profile is not None),
+            ):
                 return model.fit(**_with_callback(prepared.arguments, first)), decision
         except Exception as error:
             if not backend.is_out_of_memory(error):

@@ -8,13 +8,23 @@ from typing import Any
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend, StepKind
 from memfit.errors import ArgumentError
+from memfit.levers.pulled import pulled
+from memfit.planning.search import largest_micro_batch
 from memfit.probing import trial
 from memfit.profiling import cache, layers, peak
-from memfit.records import Estimate, Profile, Split
+from memfit.records import NO_LEVERS, Estimate, Levers, Profile, Split
 from memfit.reporting.console import shown
 
 WEAK_MARGIN = 0.25
 """An analysis whose margin is a larger share of its bytes than this is to be confirmed by a trial."""
+
+
+_FORWARD_FACTOR = 3
+"""A forward pass holds about so many times its two largest layer outputs."""
+
+
+def _resized(spec: Any, batch_size: int) -> Any:
+    return keras_seam.map_leaves(lambda leaf: dataclasses.replace(leaf, shape=(batch_size, *leaf.shape[1:])), spec)
 
 
 class Predictions:
@@ -35,7 +45,7 @@ class Predictions:
         self._spec = spec
         self._backend = backend
         self._quiet = quiet
-        self._analyses: dict[Split | None, Estimate | None] = {}
+        self._analyses: dict[tuple[Split | None, Levers], Estimate | None] = {}
         self._held = peak.holdings(model, spec)
         self._correction_key = cache.correction_key(model, backend)
         self._correction = cache.load_correction(self._correction_key)
@@ -49,23 +59,23 @@ class Predictions:
         step = Estimate(peak.crude_step_bytes(self._held, self._outputs), 0, "layer shapes")
         return self._on_top_of_base(step)
 
-    def peak(self, split: Split | None) -> Estimate:
+    def peak(self, split: Split | None, levers: Levers = NO_LEVERS) -> Estimate:
         """The peak by analysis; where the step cannot be analysed by a trial; where that cannot be made by shapes."""
-        analysed = self._analysed(split)
+        analysed = self._analysed(split, levers)
         if analysed is not None:
             if self._correction is not None:
                 analysed = self._correction.applied(analysed)
             return self._on_top_of_base(analysed)
-        return self._on_top_of_base(self._tried(split) or self._shape_step(split))
+        return self._on_top_of_base(self._tried(split, levers) or self._shape_step(split))
 
-    def is_weak(self, split: Split | None) -> bool:
+    def is_weak(self, split: Split | None, levers: Levers = NO_LEVERS) -> bool:
         """Whether the step's analysis says so little that a trial is worth its time."""
-        analysed = self._analysed(split)
+        analysed = self._analysed(split, levers)
         return analysed is not None and self._correction is None and analysed.margin > WEAK_MARGIN * analysed.bytes
 
-    def confirmed(self, split: Split | None) -> Estimate | None:
+    def confirmed(self, split: Split | None, levers: Levers = NO_LEVERS) -> Estimate | None:
         """The peak by a trial, from which later analyses of the model are corrected; None where no trial can be made."""
-        tried, analysed = self._tried(split), self._analysed(split)
+        tried, analysed = self._tried(split, levers), self._analysed(split, levers)
         if tried is None:
             return None
         if analysed is not None:
@@ -74,46 +84,69 @@ class Predictions:
                 cache.store_correction(self._correction_key, self._correction)
         return self._on_top_of_base(tried)
 
-    def _analysed(self, split: Split | None) -> Estimate | None:
-        if split not in self._analyses:
-            with shown(f"analysing {self._step_text(split)}", quiet=self._quiet):
+    def _analysed(self, split: Split | None, levers: Levers = NO_LEVERS) -> Estimate | None:
+        if (split, levers) not in self._analyses:
+            text = f"analysing {self._step_text(split, levers)}"
+            with shown(text, quiet=self._quiet), pulled(self._model, levers, self._backend):
                 step = peak.step_bytes(self._model, self._spec, split, backend=self._backend)
-            self._analyses[split] = step
-        return self._analyses[split]
+            self._analyses[split, levers] = step
+        return self._analyses[split, levers]
 
-    def _tried(self, split: Split | None) -> Estimate | None:
-        name = cache.key(self._model, self._spec, split, "tried", self._backend)
+    def _tried(self, split: Split | None, levers: Levers = NO_LEVERS) -> Estimate | None:
+        with pulled(self._model, levers, self._backend):
+            name = cache.key(self._model, self._spec, split, "tried", self._backend)
         known = cache.load(name)
         if known is not None:
             return known
-        with shown(f"trying {self._step_text(split)} in a child process", quiet=self._quiet):
-            tried = trial.step_bytes(self._model, self._spec, split, backend=self._backend)
+        with shown(f"trying {self._step_text(split, levers)} in a child process", quiet=self._quiet):
+            tried = trial.step_bytes(self._model, self._spec, split, backend=self._backend, levers=levers)
         if tried is not None and tried.source == trial.MEASURED:
             cache.store(name, tried)
         return tried
 
-    def _step_text(self, split: Split | None) -> str:
+    def _step_text(self, split: Split | None, levers: Levers) -> str:
         batch = keras_seam.flatten(self._spec)[0].shape[0]
-        return f"the step at batch {batch}" + (
-            "" if split is None else f" in micro-batches of {split.micro_batch_size}"
-        )
+        parts = "" if split is None else f" in micro-batches of {split.micro_batch_size}"
+        return f"the step at batch {batch}{parts}" + (f", {levers.text}" if levers else "")
 
-    def other_peak(self, kind: StepKind) -> Estimate | None:
-        """The peak of a validation or prediction step, or None where it cannot be analysed."""
+    def other_peak(self, kind: StepKind, batch_size: int | None = None) -> Estimate | None:
+        """The peak of a validation or prediction step, or None where it cannot be analysed.
+
+        Args:
+            kind: "test" or "predict".
+            batch_size: Samples of the step; those of the training batch where left out.
+        """
+        spec = self._spec if batch_size is None else _resized(self._spec, batch_size)
         with shown(f"analysing the {kind} step", quiet=self._quiet):
-            step = peak.step_bytes(self._model, self._spec, None, backend=self._backend, kind=kind)
+            step = peak.step_bytes(self._model, spec, None, backend=self._backend, kind=kind)
         return None if step is None else self._on_top_of_base(step)
 
     def profile(self, whole: Estimate) -> Profile:
         return peak.profile(self._model, self._spec, whole, backend=self._backend, outputs=self._outputs)
 
+    def idle(self) -> int:
+        """What the process will hold between steps, margin included."""
+        return self._on_top_of_base(Estimate(0, 0, "")).upper
+
     def validation_batch_size(self, batch_size: int, ceiling: int) -> int | None:
-        """A smaller batch for validation where even the forward pass of a whole one would not fit; None to leave it."""
-        forward = 3 * sum(layer.bytes for layer in self._outputs[:2]) + self._held.inputs
-        idle = self._on_top_of_base(Estimate(0, 0, "")).upper
-        if idle + forward <= ceiling:
+        """A smaller batch for validation where a whole one would not fit; None to leave it.
+
+        Where shapes alone say that it is far from the ceiling, the step is not analysed.
+        """
+        forward = _FORWARD_FACTOR * sum(layer.bytes for layer in self._outputs[:2]) + self._held.inputs
+        idle = self.idle()
+        if idle + 2 * forward <= ceiling:
             return None
-        return max(1, int(batch_size * max(0, ceiling - idle) / forward))
+        whole = self.other_peak("test", batch_size)
+        if whole is None:
+            room = max(0, ceiling - idle)
+            return None if forward <= room else max(1, int(batch_size * room / forward))
+        if whole.upper <= ceiling:
+            return None
+        size, _ = largest_micro_batch(
+            batch_size, lambda size: self.other_peak("test", size) or whole, ceiling, whole=whole
+        )
+        return size or 1
 
     def _shape_step(self, split: Split | None) -> Estimate:
         """A step from shapes: what the crude bound says of a part, with half of it as the margin."""

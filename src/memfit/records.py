@@ -12,6 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from memfit import units
+from memfit.arrangement import NO_LEVERS as NO_LEVERS
+from memfit.arrangement import Levers as Levers
+from memfit.arrangement import Remat as Remat
+from memfit.arrangement import Segment as Segment
+from memfit.arrangement import Split as Split
+from memfit.arrangement import StepCosts as StepCosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,54 +58,6 @@ class TensorSpec:
 
     shape: tuple[int, ...]
     dtype: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """How a batch is split into parts inside one train step.
-
-    Attributes:
-        micro_batch_size: Samples of a part; the last part of a batch may be smaller.
-        call_losses: Whether a loss from ``add_loss`` or an activity regularizer is a "mean" over the samples, so that a
-            part counts by its share of the batch, or a "sum", so that parts add up. Found by the separability test.
-        scalar_losses: The same for a compiled loss whose function returns one number instead of one per sample.
-    """
-
-    micro_batch_size: int
-    call_losses: str = "mean"
-    scalar_losses: str = "mean"
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """Operations ``start`` up to, not including, ``stop`` of a model's sequence of operations, recomputed together."""
-
-    start: int
-    stop: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Remat:
-    """Which parts of a model forget their activations in the forward pass and compute them again in the backward pass.
-
-    Positions are those of ``levers.remat.chain``: the same for the same model in every process. What no segment names is
-    kept as ever.
-
-    Attributes:
-        segments: In order, apart from one another.
-
-    Example:
-        >>> remat = Remat((Segment(0, 4), Segment(4, 9)))
-        >>> Remat.from_fields(json.loads(json.dumps(dataclasses.asdict(remat)))) == remat
-        True
-    """
-
-    segments: tuple[Segment, ...]
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Remat:
-        """The arrangement that ``dataclasses.asdict`` took apart."""
-        return cls(tuple(Segment(**segment) for segment in fields["segments"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +232,9 @@ class Profile:
         return json.dumps(dataclasses.asdict(self))
 
 
+_AS_KERAS = "memfit: trains as model.fit does"
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The arrangement to train with.
@@ -287,6 +248,8 @@ class Plan:
         peak: The predicted peak with this plan, or None where it was not predicted.
         budget: The budget it was made for.
         reasons: Why, in sentences.
+        levers: What else is pulled.
+        relative_time: Seconds that a step is expected to take, relative to the plain step's.
     """
 
     batch_size: int | None
@@ -297,6 +260,8 @@ class Plan:
     streamed: bool = False
     exact: bool = True
     reasons: tuple[str, ...] = ()
+    levers: Levers = NO_LEVERS
+    relative_time: float = 1.0
 
     @property
     def num_parts(self) -> int:
@@ -312,17 +277,23 @@ class Plan:
     @property
     def summary(self) -> str:
         """The plan in one line."""
-        if self.micro_batch_size is None:
-            return "memfit: trains as model.fit does" + (", arrays fed by index" if self.streamed else "")
         batch = "each batch" if self.batch_size is None else f"each batch of {self.batch_size}"
+        if self.micro_batch_size is None:
+            fed = ", arrays fed by index" if self.streamed else ""
+            return f"memfit: {batch} goes through whole, {self.levers.text}{fed}" if self.levers else _AS_KERAS + fed
         parts = "" if self.batch_size is None else f" ({self.num_parts} parts)"
-        return f"memfit: {batch} goes through in micro-batches of {self.micro_batch_size}{parts}, one update a batch"
+        also = f", {self.levers.text}" if self.levers else ""
+        return (
+            f"memfit: {batch} goes through in micro-batches of {self.micro_batch_size}{parts}{also}, one update a batch"
+        )
 
     def __str__(self) -> str:
         lines = [self.summary]
         if self.peak is not None:
             lines.append(f"  predicted peak: {self.peak}")
         lines.append(f"  budget: {self.budget}")
+        if self.relative_time != 1.0:
+            lines.append(f"  expected time of a step: {self.relative_time:.2f} times the plain step's")
         lines += [f"  - {reason}" for reason in self.reasons]
         return "\n".join(lines)
 
@@ -345,6 +316,7 @@ class Plan:
                     "budget": Budget(**fields["budget"]),
                     "peak": None if peak is None else estimate_from_fields(peak),
                     "reasons": tuple(fields["reasons"]),
+                    "levers": Levers.from_fields(fields["levers"]),
                 }
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:

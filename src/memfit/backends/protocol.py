@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from memfit.records import DeviceMemory, Estimate, Split
+from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
 StepKind = Literal["train", "test", "predict"]
 
@@ -74,3 +74,6 @@ class Backend(Protocol):
 
     def fresh_train_function(self, model: Any) -> Any | None:
         """A train function for Keras' own step that no trace of an earlier one serves; None where Keras makes one itself."""
+
+    def step_costs(self) -> StepCosts:
+        """What levers add to the time of a step on this framework and device."""

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from memfit.backends.protocol import PureFunction, StepKind
-from memfit.records import DeviceMemory, Estimate, Split
+from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
 
 class SimulatedOutOfMemory(RuntimeError):  # noqa: N818 - named as frameworks name theirs
@@ -80,6 +80,9 @@ class SimulatedBackend:
 
     def fresh_train_function(self, model: SimulatedModel) -> None:
         return None
+
+    def step_costs(self) -> StepCosts:
+        return StepCosts(part=0.02, recomputation=0.33)
 
     def take(self, num_bytes: int) -> None:
         """One step that needs so many bytes."""

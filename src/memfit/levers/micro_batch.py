@@ -21,7 +21,8 @@ from memfit.records import Split
 SAMPLES = 5
 """Samples of the tiny batch: parts of 2, 2 and 1, so that the ragged tail is tested too."""
 
-_PART = 2
+PART = 2
+"""Samples of a part of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +62,14 @@ def separability(model: Any, batch: Any, backend: Backend) -> Separability:
     num_samples = keras_seam.flatten(batch)[0].shape[0]
     if num_samples < 2:
         return Separability(None, None, "one sample is too few to test whether the model treats samples apart")
-    part = min(_PART, num_samples - 1)
+    part = min(PART, num_samples - 1)
     batch = _told_apart(batch)
     with keras_seam.preserved_state(model), keras_seam.without_dropout(model):
-        whole = _gradients(model, batch, None, backend)
+        whole = gradients(model, batch, None, backend)
         with keras_seam.preserved_state(model):
             keras_seam.advance_seeds(model)
-            again = _gradients(model, batch, None, backend)
-        if _difference(whole, again) > _tolerance(model):
+            again = gradients(model, batch, None, backend)
+        if difference(whole, again) > tolerance(model):
             return _random_separability(model, batch, part, backend)
         return _exact_separability(model, batch, part, (whole, backend))
 
@@ -80,10 +81,10 @@ def _exact_separability(model: Any, batch: Any, part: int, reference: Any) -> Se
     smallest = float("inf")
     for call, scalar in itertools.product(call_losses, scalar_losses):
         split = Split(part, call_losses=call, scalar_losses=scalar)
-        difference = _difference(whole, _gradients(model, batch, split, backend))
-        if difference <= _tolerance(model):
-            return Separability(split, difference, f"exact: gradients of whole and parts agree to {difference:.0e}")
-        smallest = min(smallest, difference)
+        found = difference(whole, gradients(model, batch, split, backend))
+        if found <= tolerance(model):
+            return Separability(split, found, f"exact: gradients of whole and parts agree to {found:.0e}")
+        smallest = min(smallest, found)
     return Separability(
         None,
         smallest,
@@ -97,25 +98,24 @@ def _random_separability(model: Any, batch: Any, part: int, backend: Backend) ->
     others = np.ones((num_samples,), "float32")
     others[-1] = 0.0
     exchanged = keras_seam.map_leaves(lambda leaf: np.concatenate([leaf[:-1], leaf[:1]]), x)
-    before = _gradients(model, (x, y, others), None, backend)
-    difference = _difference(before, _gradients(model, (exchanged, y, others), None, backend))
-    if difference > _tolerance(model):
-        reason = (
-            f"the model mixes samples: one changes the gradient of the others by {difference:.0%}{_suspects(model)}"
-        )
-        return Separability(None, difference, reason)
+    before = gradients(model, (x, y, others), None, backend)
+    found = difference(before, gradients(model, (exchanged, y, others), None, backend))
+    if found > tolerance(model):
+        reason = f"the model mixes samples: one changes the gradient of the others by {found:.0%}{_suspects(model)}"
+        return Separability(None, found, reason)
     return Separability(
         Split(part), None, "the model treats samples apart; its own random draws differ by part, equal in distribution"
     )
 
 
-def _gradients(model: Any, batch: Any, split: Split | None, backend: Backend) -> list[Any]:
+def gradients(model: Any, batch: Any, split: Split | None, backend: Backend) -> list[Any]:
+    """Loss and gradients of a batch; the model's state is left as it was."""
     with keras_seam.preserved_state(model):
-        loss, gradients = backend.gradients(model, batch, split)
-    return [np.asarray(loss), *gradients]
+        loss, found = backend.gradients(model, batch, split)
+    return [np.asarray(loss), *found]
 
 
-def _difference(expected: list[Any], actual: list[Any]) -> float:
+def difference(expected: list[Any], actual: list[Any]) -> float:
     """The largest difference between two lists of arrays, relative to each array's norm."""
     norms = [0.0 if array is None else float(np.linalg.norm(array)) for array in expected]
     floor = 1e-4 * max(norms)  # a gradient that vanishes but for rounding is not compared with itself
@@ -123,12 +123,12 @@ def _difference(expected: list[Any], actual: list[Any]) -> float:
     for a, b, norm in zip(expected, actual, norms, strict=True):
         if a is None or b is None:
             continue
-        difference = float(np.linalg.norm(np.asarray(a, "float64") - np.asarray(b, "float64")))
-        worst = max(worst, difference / max(norm, floor, 1e-30)) if np.isfinite(difference) else float("inf")
+        apart = float(np.linalg.norm(np.asarray(a, "float64") - np.asarray(b, "float64")))
+        worst = max(worst, apart / max(norm, floor, 1e-30)) if np.isfinite(apart) else float("inf")
     return worst
 
 
-def _tolerance(model: Any) -> float:
+def tolerance(model: Any) -> float:
     """What rounding may do: a mixing layer differs by tenths, also in half precision."""
     half = any(layer.compute_dtype in ("float16", "bfloat16") for layer in [model, *keras_seam.flat_layers(model)])
     return 5e-2 if half else 1e-3

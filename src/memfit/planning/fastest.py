@@ -2,7 +2,8 @@
 
 An option is one setting of the levers other than micro-batching: which segments are recomputed, the precision, the
 optimizer's state. Each multiplies the time of a step; smaller parts add to it. A prediction costs seconds, so an option that
-cannot be faster than what was found already is never asked about, and within one only the sizes that would be faster are.
+cannot be faster than what was found already is never asked about, nor one that by a cheap guess is far too large; within an
+option only the sizes that would be faster are.
 """
 
 from __future__ import annotations
@@ -55,11 +56,13 @@ class Search(Generic[Key]):
         fastest: The fastest arrangement that fits; None where none does.
         smallest: The arrangement that was asked about with the lowest upper peak.
         refused: For each option without a size that fits, its smallest peak that was asked about.
+        slower: Those that fit but take longer than the fastest, latest first.
     """
 
     fastest: Found[Key] | None
     smallest: Found[Key]
     refused: tuple[Found[Key], ...]
+    slower: tuple[Found[Key], ...] = ()
 
 
 def search(
@@ -70,6 +73,8 @@ def search(
     ceiling: int,
     part_time: float,
     splits: bool = True,
+    guess: Callable[[Key, int], int] | None = None,
+    worth: float = 0.0,
 ) -> Search[Key]:
     """The fastest arrangement whose predicted peak is within the ceiling.
 
@@ -82,6 +87,9 @@ def search(
         ceiling: Bytes that the peak may reach, its margin included.
         part_time: What each part after the first adds to a step's time, relative to the plain step.
         splits: Whether the batch may be split.
+        guess: A lower bound of what ``predict`` would say, cheap: what it puts above the ceiling is not asked about. The
+            option of the least time is asked about all the same.
+        worth: The share of the time that must be saved for a further option to be asked about.
 
     Raises:
         ValueError: There are no options.
@@ -96,21 +104,24 @@ def search(
         'recompute'
     """
     asked: list[Found[Key]] = []
-    fastest: Found[Key] | None = None
+    fitting: list[Found[Key]] = []
     refused: list[Found[Key]] = []
+    question = _Question(predict, ceiling, part_time, splits, None)
     for option in sorted(options, key=lambda option: option.time):
-        if fastest is not None and option.time >= fastest.time:
+        bound = fitting[-1].time * (1.0 - worth) if fitting else float("inf")
+        if option.time >= bound:
             break
-        bound = float("inf") if fastest is None else fastest.time
-        found = _within(option, batch_size, bound, _Question(predict, ceiling, part_time, splits))
+        found = _within(option, batch_size, bound, question)
+        question = dataclasses.replace(question, guess=guess)
+        if found is None:
+            continue
         asked.append(found)
-        if found.peak.upper <= ceiling:
-            fastest = found
-        else:
-            refused.append(found)
+        (fitting if found.peak.upper <= ceiling else refused).append(found)
     if not asked:
         raise ValueError("There is no option to search among.")
-    return Search(fastest, min(asked, key=lambda found: found.peak.upper), tuple(refused))
+    smallest = min(asked, key=lambda found: found.peak.upper)
+    fastest = fitting[-1] if fitting else None
+    return Search(fastest, smallest, tuple(refused), tuple(fitting[-2::-1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,23 +132,36 @@ class _Question(Generic[Key]):
     ceiling: int
     part_time: float
     splits: bool
+    guess: Callable[[Key, int], int] | None
 
     def time(self, option: Option[Key], batch_size: int, size: int) -> float:
         return option.time + self.part_time * (-(-batch_size // size) - 1)
 
+    def guessed(self, option: Option[Key], size: int) -> int:
+        return 0 if self.guess is None else self.guess(option.key, size)
 
-def _within(option: Option[Key], batch_size: int, bound: float, question: _Question[Key]) -> Found[Key]:
+
+def _within(option: Option[Key], batch_size: int, bound: float, question: _Question[Key]) -> Found[Key] | None:
     """The largest size of one option that fits and is faster than the bound; where none is, the smallest peak asked."""
-    whole = question.predict(option.key, batch_size)
-    if whole.upper <= question.ceiling or not question.splits:
-        return Found(option, batch_size, whole, option.time)
-    candidates = [size for size in sizes(batch_size) if question.time(option, batch_size, size) < bound]
+    guessed = question.guessed(option, batch_size)
+    whole: Estimate | None = None
+    if guessed <= question.ceiling:
+        whole = question.predict(option.key, batch_size)
+        if whole.upper <= question.ceiling or not question.splits:
+            return Found(option, batch_size, whole, option.time)
+    candidates = tuple(
+        size
+        for size in (sizes(batch_size) if question.splits else ())
+        if question.time(option, batch_size, size) < bound and question.guessed(option, size) <= question.ceiling
+    )
+    if not candidates:
+        return None if whole is None else Found(option, batch_size, whole, option.time)
     size, peak = largest_micro_batch(
         batch_size,
         lambda size: question.predict(option.key, size),
         question.ceiling,
-        whole=whole,
-        candidates=tuple(candidates),
+        whole=whole or Estimate(guessed, 0, "a guess"),
+        candidates=candidates,
     )
-    size = size or (candidates[-1] if candidates else batch_size)
+    size = size or candidates[-1]
     return Found(option, size, peak, question.time(option, batch_size, size))

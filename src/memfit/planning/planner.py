@@ -1,15 +1,13 @@
-"""The plan: the largest arrangement whose predicted peak is within the budget, with the reasons in words."""
+"""The plan and its reasons: what was found, in words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from memfit.errors import DoesNotFitError
-from memfit.planning.search import largest_micro_batch
-from memfit.records import Budget, Consumer, Estimate, Plan
+from memfit.planning.fastest import Found, Search
+from memfit.records import Budget, Consumer, Estimate, Levers, Plan
 from memfit.units import text
 
 _CONSUMERS_NAMED = 4
+_REJECTED_NAMED = 2
 
 
 def plain(batch_size: int | None, budget: Budget, peak: Estimate | None, *reasons: str) -> Plan:
@@ -17,31 +15,54 @@ def plain(batch_size: int | None, budget: Budget, peak: Estimate | None, *reason
     return Plan(batch_size=batch_size, micro_batch_size=None, budget=budget, peak=peak, reasons=reasons)
 
 
-def split(batch_size: int, budget: Budget, whole: Estimate, predict: Callable[[int], Estimate]) -> Plan:
-    """The plan with the largest micro-batch that fits.
+def arranged(batch_size: int, budget: Budget, whole: Estimate, search: Search[Levers]) -> Plan:
+    """The plan of the fastest arrangement that a search found, with what was pulled and what was rejected.
 
     Args:
         batch_size: Samples of a full batch.
         budget: What training may take.
-        whole: The predicted peak of the whole batch, above the budget.
-        predict: The predicted peak for a micro-batch size.
-
-    Raises:
-        DoesNotFitError: Not even one sample at a time fits.
+        whole: The predicted peak of the plain step.
+        search: One that found something.
     """
-    ceiling = budget.limiting_bytes
-    size, peak = largest_micro_batch(batch_size, predict, ceiling, whole=whole)
-    if size is None:
-        raise DoesNotFitError(
-            f"Training does not fit: one sample at a time needs {text(peak.upper)}, the budget is {text(ceiling)}. "
-            f"The smallest budget that would do is {text(peak.upper)}."
-        )
-    parts = -(-batch_size // size)
-    reasons = (
-        f"the whole batch of {batch_size} would need {text(whole.upper)} of {text(ceiling)}",
-        f"micro-batches of {size} ({parts} parts) need {text(peak.upper)}, and no larger one that was tried fits",
+    best = search.fastest
+    assert best is not None, "the search found nothing"
+    reasons = [
+        f"the plain step on {batch_size} samples would need {text(whole.upper)} of {text(budget.limiting_bytes)}"
+    ]
+    reasons.append(f"{_pulled_text(best, batch_size)}: needs {text(best.peak.upper)} at most")
+    for found in search.slower[:_REJECTED_NAMED]:
+        reasons.append(f"{_pulled_text(found, batch_size)}: fits too, but would take {found.time:.2f} times as long")
+    if search.refused:
+        least = min(search.refused, key=lambda found: found.peak.upper)
+        others = "" if len(search.refused) == 1 else f", the least of {len(search.refused)} refused"
+        reasons.append(f"{_pulled_text(least, batch_size)}: does not fit, needs {text(least.peak.upper)}{others}")
+    return Plan(
+        batch_size=batch_size,
+        micro_batch_size=None if best.size >= batch_size else best.size,
+        budget=budget,
+        peak=best.peak,
+        reasons=tuple(reasons),
+        levers=best.option.key,
+        relative_time=best.time,
     )
-    return Plan(batch_size=batch_size, micro_batch_size=size, budget=budget, peak=peak, reasons=reasons)
+
+
+def refusal(smallest: Found[Levers], batch_size: int, ceiling: int) -> str:
+    """Why nothing fits, from the smallest arrangement that was asked about."""
+    need = text(smallest.peak.upper)
+    return (
+        f"Training does not fit: {_pulled_text(smallest, batch_size)} needs {need}, the budget is {text(ceiling)}. "
+        f"The smallest budget that would do is {need}."
+    )
+
+
+def _pulled_text(found: Found[Levers], batch_size: int) -> str:
+    levers = found.option.key
+    if found.size >= batch_size:
+        return f"the whole batch with {levers.text}" if levers else "the whole batch"
+    parts = -(-batch_size // found.size)
+    one = "one sample at a time" if found.size == 1 else f"micro-batches of {found.size} ({parts} parts)"
+    return f"{one} with {levers.text}" if levers else one
 
 
 def consumers_text(consumers: tuple[Consumer, ...]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -15,7 +14,7 @@ from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
 from memfit.errors import ProbeError
 from memfit.probing.capped import run_capped
-from memfit.records import Estimate, Split
+from memfit.records import NO_LEVERS, Estimate, Levers, Split
 from memfit.units import MIB
 
 _SECONDS = 180
@@ -28,7 +27,14 @@ MEASURED = "probe"
 """The source of an estimate that a trial measured to its end."""
 
 
-def step_bytes(model: Any, spec: Any, split: Split | None, *, backend: Backend) -> Estimate | None:
+def step_bytes(
+    model: Any,
+    spec: Any,
+    split: Split | None,
+    *,
+    backend: Backend,
+    levers: Levers = NO_LEVERS,
+) -> Estimate | None:
     """What two training steps took in a child, or None where no trial can be made.
 
     There is none on an accelerator (a child cannot see the memory that this process has reserved), where there is no room
@@ -39,6 +45,7 @@ def step_bytes(model: Any, spec: Any, split: Split | None, *, backend: Backend) 
         spec: ``(x, y, sample_weight)`` of TensorSpec.
         split: How the batch is split, or None.
         backend: The current backend.
+        levers: What else the child pulls.
 
     Returns:
         The bytes on top of what is held between steps. Where the child died of the limit: more than the room that it had.
@@ -48,7 +55,7 @@ def step_bytes(model: Any, spec: Any, split: Split | None, *, backend: Backend) 
         return None
     with tempfile.TemporaryDirectory(prefix="memfit-trial-") as folder:
         try:
-            _ship(model, spec, split, Path(folder))
+            _ship(model, {"spec": spec, "split": split, "levers": levers}, Path(folder))
         except ProbeError:
             return None
         run = run_capped(
@@ -75,14 +82,10 @@ def _environment(backend: Backend) -> dict[str, str]:
     }
 
 
-def _ship(model: Any, spec: Any, split: Split | None, folder: Path) -> None:
-    """Writes what the child needs: the model in Keras' own format, the classes of the user's, shapes and split."""
+def _ship(model: Any, job: dict[str, Any], folder: Path) -> None:
+    """Writes what the child needs: the model in Keras' own format, the classes of the user's, and what to try."""
     import cloudpickle
 
-    job = {
-        "spec": keras_seam.map_leaves(dataclasses.astuple, spec),
-        "split": None if split is None else dataclasses.asdict(split),
-    }
     try:
         model.save(folder / "model.keras")
         Path(folder, "classes.pickle").write_bytes(cloudpickle.dumps(keras_seam.own_objects(model)))

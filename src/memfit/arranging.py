@@ -1,0 +1,202 @@
+"""The fastest arrangement of one model and batch within a budget: options from the levers, predictions, and proof."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from memfit.backends.protocol import Backend
+from memfit.errors import DoesNotFitError
+from memfit.levers import micro_batch, remat
+from memfit.levers.verification import Verification, verified
+from memfit.planning import fastest, planner
+from memfit.planning.fastest import Found, Option
+from memfit.predicting import Predictions
+from memfit.profiling.batches import Batches
+from memfit.records import NO_LEVERS, Budget, Estimate, Levers, Plan, Profile, Split
+from memfit.reporting.console import shown
+from memfit.units import text
+
+_WORTH = 0.02
+"""A further option is analysed where it may save this share of a step's time."""
+
+_RUNGS = 8
+
+_OPTIMISM = 0.75
+"""Of what a lever is guessed to leave of a step; what even this puts above the budget is not analysed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was asked of the planner.
+
+    Attributes:
+        budget: What training may take.
+        allow: Levers that change the result and may be pulled.
+        micro_batch_size: Set by hand or by a plan; None to find it.
+        fixed: The plan to follow, where one was passed.
+        probe: Whether a trial in a child process confirms the plan; None where the analysis is weak.
+        quiet: Whether to show nothing while it takes long.
+    """
+
+    budget: Budget
+    allow: frozenset[str]
+    micro_batch_size: int | None = None
+    fixed: Plan | None = None
+    probe: bool | None = None
+    quiet: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """A plan and how to carry it out.
+
+    Attributes:
+        plan: The plan.
+        split: How its batches are split, or None.
+        profile: What was predicted, or None.
+        findings: ``(kind, sentence)`` for the report.
+    """
+
+    plan: Plan
+    split: Split | None = None
+    profile: Profile | None = None
+    findings: tuple[tuple[str, str], ...] = ()
+
+
+class Arrangements:
+    """The arrangements of one model and batch; asked again, it reckons with what trials have taught since."""
+
+    def __init__(
+        self, model: Any, batches: Batches, request: Request, backend: Backend, prediction: Predictions
+    ) -> None:
+        self._model = model
+        self._batches = batches
+        self._request = request
+        self._backend = backend
+        self._prediction = prediction
+        self._dropped: list[str] = []
+        self.separability = functools.cache(self._separability)
+        self._chain = functools.cache(lambda: remat.chain(model, batches.spec))
+
+    def fastest(self, ceiling: int | None = None) -> Decision:
+        """The fastest arrangement that fits, verified on the model where it is not the plain step.
+
+        Args:
+            ceiling: Bytes that its peak may reach, margin included; the budget's where left out.
+
+        Raises:
+            DoesNotFitError: Nothing does.
+        """
+        batch_size, budget = self._batches.batch_size or 1, self._request.budget
+        ceiling = budget.limiting_bytes if ceiling is None else ceiling
+        whole = self._prediction.peak(None)
+        profile = self._prediction.profile(whole)
+        validation = self._prediction.validation_batch_size(batch_size, ceiling)
+        if whole.upper <= ceiling:
+            reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
+            plan = planner.plain(self._batches.batch_size, budget, whole, reason)
+            return Decision(dataclasses.replace(plan, validation_batch_size=validation), profile=profile)
+        plan, split = self._under(ceiling, whole, profile)
+        plan = dataclasses.replace(plan, validation_batch_size=validation)
+        finding = self.separability() if split is not None else None
+        findings = () if finding is None else (("separability", finding.reason),)
+        return Decision(plan, split, profile, findings)
+
+    def _under(self, ceiling: int, whole: Estimate, profile: Profile) -> tuple[Plan, Split | None]:
+        """The plan under a ceiling that the plain step is above, and its split."""
+        batch_size, costs = self._batches.batch_size or 1, self._backend.step_costs()
+        while True:
+            search = fastest.search(
+                self._options(),
+                batch_size,
+                predict=self._predicted,
+                ceiling=ceiling,
+                part_time=costs.part,
+                splits=batch_size > 1 and self._may_split,
+                guess=functools.partial(self._guessed, whole),
+                worth=_WORTH,
+            )
+            if search.fastest is None:
+                raise DoesNotFitError(self._refusal(search.smallest, ceiling, profile))
+            proof = self._proof(search.fastest)
+            if proof.agrees:
+                break
+            self._dropped.append(proof.reason)
+        plan = planner.arranged(batch_size, self._request.budget, whole, search)
+        split = None if plan.micro_batch_size is None else self._split(plan.micro_batch_size)
+        plan = plan.because(*self._dropped, proof.reason, *self._could_allow())
+        return dataclasses.replace(plan, exact=split is None or self.separability().split is not None), split
+
+    @property
+    def _may_split(self) -> bool:
+        return self.separability().split is not None or "inexact_micro_batch" in self._request.allow
+
+    def _separability(self) -> micro_batch.Separability:
+        with shown("testing on a tiny batch whether the model treats samples apart", quiet=self._request.quiet):
+            return micro_batch.separability(self._model, self._batches.sample(micro_batch.SAMPLES), self._backend)
+
+    def _split(self, size: int) -> Split:
+        return dataclasses.replace(self.separability().split or Split(1), micro_batch_size=size)
+
+    def _options(self) -> list[Option[Levers]]:
+        options = [Option(NO_LEVERS)]
+        if self._dropped or remat.blocked_reason(self._model) is not None:
+            return options
+        chain, costs = self._chain(), self._backend.step_costs()
+        for rung in remat.ladder(chain, _RUNGS):
+            again = remat.recomputation(chain, rung) / max(chain.cost, 1e-9)
+            options.append(Option(Levers(remat=rung), 1.0 + costs.recomputation * again))
+        return options
+
+    def _predicted(self, levers: Levers, size: int) -> Estimate:
+        whole = size >= (self._batches.batch_size or 1)
+        return self._prediction.peak(None if whole else self._split(size), levers)
+
+    def _guessed(self, whole: Estimate, levers: Levers, size: int) -> int:
+        """A bound from below: the step scaled by the share of the samples and of the activations that are kept."""
+        kept = 1.0
+        if levers.remat is not None:
+            chain = self._chain()
+            kept = remat.peak_bytes(chain, levers.remat) / max(1, chain.plain_bytes)
+        idle = self._prediction.idle()
+        share = _OPTIMISM * kept * size / (self._batches.batch_size or 1)
+        return int(idle + share * max(0, whole.upper - idle))
+
+    def _proof(self, found: Found[Levers]) -> Verification:
+        """The comparison with the plain step; of micro-batches alone the test of separability is the proof."""
+        if not found.option.key:
+            finding = self.separability()
+            return Verification(True, finding.difference, finding.reason)
+        split = None if found.size >= (self._batches.batch_size or 1) else self._split(micro_batch.PART)
+        sample = self._batches.sample(micro_batch.SAMPLES)
+        with shown("comparing the plan with the plain step on a tiny batch", quiet=self._request.quiet):
+            if split is not None and self.separability().split is None:
+                split = (
+                    None  # parts differ from the whole by what the user allowed; the other levers are compared alone
+                )
+            return verified(self._model, sample, found.option.key, split, backend=self._backend)
+
+    def _could_allow(self) -> tuple[str, ...]:
+        if self._may_split or (self._batches.batch_size or 1) == 1:
+            return ()
+        return (
+            f"the batch was not split: {self.separability().reason}; "
+            'allow={"inexact_micro_batch"} splits it all the same, with statistics of each part',
+        )
+
+    def _refusal(self, smallest: Found[Levers], ceiling: int, profile: Profile) -> str:
+        batch_size = self._batches.batch_size or 1
+        sentences = [planner.refusal(smallest, batch_size, ceiling), *self._dropped]
+        if not self._may_split and batch_size > 1:
+            sentences.append(
+                f"The batch cannot be split exactly: {self.separability().reason}. Pass "
+                'allow={"inexact_micro_batch"} to split it all the same, with statistics of each part.'
+            )
+        blocked = remat.blocked_reason(self._model)
+        if blocked is not None:
+            sentences.append(f"Nothing can be recomputed: {blocked}.")
+        consumers = planner.consumers_text(profile.consumers)
+        sentences.append(f"The largest consumers: {consumers}. Take a smaller batch_size or a smaller model.")
+        return " ".join(sentences)

@@ -1,0 +1,39 @@
+"""Levers on a model, in the order in which they go over one another, and off again whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from memfit.backends.protocol import Backend
+from memfit.levers import remat
+from memfit.records import Levers
+
+
+@contextlib.contextmanager
+def pulled(model: Any, levers: Levers, backend: Backend) -> Iterator[None]:
+    """Inside, the levers are on the model: analyses, gradients and train steps see them. Afterwards nothing is left.
+
+    It goes around ``executing.attached``, which must come off first.
+
+    Args:
+        model: A built and compiled model.
+        levers: What to pull; none leaves the model alone.
+        backend: The current backend.
+
+    Raises:
+        ValueError: The setting is not one of this model.
+
+    Example:
+        >>> import keras
+        >>> from memfit import backends
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("adam", "mse")
+        >>> with pulled(model, Levers(), backends.current()):
+        ...     pass
+    """
+    with contextlib.ExitStack() as stack:
+        if levers.remat is not None:
+            stack.enter_context(remat.attached(model, levers.remat, backend))
+        yield

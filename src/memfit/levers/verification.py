@@ -1,0 +1,82 @@
+"""A plan proved on the user's own model: its gradients and state beside the plain step's, on a tiny batch.
+
+Where the batch is not split, dropout stays on: seeds are part of what must agree. Where it is split, draws differ by part,
+so they are switched off, as in the test of separability. Moving averages and seeds are compared after one forward pass in
+training mode; a split batch is only trained where there are none that depend on other samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from memfit.backends import keras_seam
+from memfit.backends.protocol import Backend
+from memfit.levers import micro_batch
+from memfit.levers.pulled import pulled
+from memfit.records import Levers, Split
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What comparing a plan with the plain step found.
+
+    Attributes:
+        agrees: Whether the plan may be used.
+        difference: The largest difference of a gradient or a state variable, relative to its norm; None where the model's
+            own draws, which cannot be fixed, make two plain steps differ as well.
+        reason: The finding, as a sentence.
+    """
+
+    agrees: bool
+    difference: float | None
+    reason: str
+
+
+def verified(model: Any, batch: Any, levers: Levers, split: Split | None, *, backend: Backend) -> Verification:
+    """Compares the levers' gradients and state update with the plain step's. The model's state is left as it was.
+
+    Args:
+        model: A built and compiled model whose step is Keras' own.
+        batch: ``(x, y, sample_weight)`` of numpy arrays; a few samples.
+        levers: What the plan pulls.
+        split: How the plan splits, at the size of a part of this batch; None where it does not.
+        backend: The current backend.
+    """
+    with keras_seam.preserved_state(model), _settled(model, split):
+        plain = _outcome(model, batch, None, backend)
+        again = _outcome(model, batch, None, backend)
+        noise = micro_batch.difference(plain, again)
+        with pulled(model, levers, backend):
+            tolerance = micro_batch.tolerance(model)
+            ours = _outcome(model, batch, split, backend)
+    if noise > tolerance:
+        return Verification(True, None, "not compared: two plain steps of the model differ by its own random draws")
+    found = micro_batch.difference(plain, ours)
+    if found > tolerance:
+        reason = (
+            f"{levers.text or 'micro-batches'}: dropped, gradients or state differ from the plain step's by {found:.1e}"
+        )
+        return Verification(False, found, reason)
+    return Verification(True, found, f"exact: gradients and state agree with the plain step's to {found:.0e}")
+
+
+@contextlib.contextmanager
+def _settled(model: Any, split: Split | None) -> Any:
+    with keras_seam.without_dropout(model) if split is not None else contextlib.nullcontext():
+        yield
+
+
+def _outcome(model: Any, batch: Any, split: Split | None, backend: Backend) -> list[Any]:
+    """Loss, gradients, and the state that a forward pass in training mode leaves."""
+    outcome = micro_batch.gradients(model, batch, split, backend)
+    if split is not None:
+        return outcome
+    with keras_seam.preserved_state(model):
+        keras_seam.forward(model, keras_seam.map_leaves(keras.ops.convert_to_tensor, batch[0]), training=True)
+        state = [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in model.non_trainable_variables]
+    return [*outcome, *state]
