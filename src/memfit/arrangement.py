@@ -42,6 +42,7 @@ class Remat:
         segments: In order, apart from one another.
 
     Example:
+        >>> import json
         >>> remat = Remat((Segment(0, 4), Segment(4, 9)))
         >>> Remat.from_fields(json.loads(json.dumps(dataclasses.asdict(remat)))) == remat
         True

@@ -9,9 +9,10 @@ import pytest
 
 MODULES = [
     "memfit.units",
-    "memfit.records",
+    "memfit.arrangement",
     "memfit.levers.remat_choice",
     "memfit.planning.search",
+    "memfit.planning.fastest",
     "memfit.backends.simulated",
     "memfit.budgeting.decide",
 ]

@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfit.records import Budget, Consumer, Estimate, Plan, Profile, Reading
+from memfit.records import Budget, Consumer, Estimate, Levers, Plan, Profile, Reading, Remat, Segment
 
 amounts = st.integers(0, 2**45)
 estimates = st.builds(Estimate, bytes=amounts, margin=amounts, source=st.text(max_size=8))
 budgets = st.builds(Budget, host_bytes=amounts, source=st.text(max_size=8), device_bytes=st.none() | amounts)
+segments = st.builds(Segment, start=st.integers(0, 99), stop=st.integers(0, 99))
+levers = st.builds(Levers, remat=st.none() | st.builds(Remat, st.lists(segments, min_size=1, max_size=3).map(tuple)))
 plans = st.builds(
     Plan,
     batch_size=st.none() | st.integers(1, 10**6),
@@ -17,6 +19,8 @@ plans = st.builds(
     peak=st.none() | estimates,
     validation_batch_size=st.none() | st.integers(1, 10**6),
     reasons=st.lists(st.text(max_size=20), max_size=3).map(tuple),
+    levers=levers,
+    relative_time=st.floats(1, 10),
 )
 
 

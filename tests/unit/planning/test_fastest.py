@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,13 +20,13 @@ models = st.lists(
 """For each option: its time, the bytes that do not grow with the part, and the bytes of a sample."""
 
 
-def searched(model: list[tuple[float, int, int]], batch: int, ceiling: int, splits: bool = True) -> Search[int]:
+def searched(model: list[tuple[float, int, int]], batch: int, ceiling: int, **settings: Any) -> Search[int]:
     options = [Option(index, time) for index, (time, _, _) in enumerate(model)]
 
     def predict(key: int, size: int) -> Estimate:
         return Estimate(model[key][1] + size * model[key][2], 0, "scripted")
 
-    return search(options, batch, predict=predict, ceiling=ceiling, part_time=PART_TIME, splits=splits)
+    return search(options, batch, predict=predict, ceiling=ceiling, part_time=PART_TIME, **settings)
 
 
 def tried(model: list[tuple[float, int, int]], batch: int, ceiling: int) -> float | None:
@@ -67,6 +69,31 @@ def test_where_nothing_fits_the_least_that_would_do_is_said(model, batch: int, c
         least = min(fixed + sample for _, fixed, sample in model)
         assert found.smallest.peak.upper == least > ceiling
         assert len(found.refused) == len(model)
+
+
+@given(models, st.integers(1, 500), st.integers(1, 10**7), st.floats(0.1, 1.0))
+def test_a_guess_from_below_changes_what_is_asked_but_not_what_is_found(model, batch: int, ceiling: int, of) -> None:
+    def guess(key: int, size: int) -> int:
+        return int(of * (model[key][1] + size * model[key][2]))
+
+    guided, unguided = searched(model, batch, ceiling, guess=guess).fastest, searched(model, batch, ceiling).fastest
+    assert (None if guided is None else guided.time) == (None if unguided is None else unguided.time)
+
+
+@given(models, st.integers(1, 500), st.integers(1, 10**7), st.floats(0.0, 0.5))
+def test_what_is_not_worth_asking_costs_no_more_than_it_saves(model, batch: int, ceiling: int, worth: float) -> None:
+    lazy, eager = searched(model, batch, ceiling, worth=worth).fastest, searched(model, batch, ceiling).fastest
+    assert (lazy is None) == (eager is None)
+    if lazy is not None and eager is not None:
+        assert eager.time >= lazy.time * (1.0 - worth) ** len(model)
+
+
+@given(models, st.integers(1, 500), st.integers(1, 10**7))
+def test_what_is_said_to_be_slower_fits_and_is(model, batch: int, ceiling: int) -> None:
+    found = searched(model, batch, ceiling)
+    for other in found.slower:
+        assert other.peak.upper <= ceiling
+        assert other.time > found.fastest.time
 
 
 def test_a_batch_that_may_not_be_split_is_recomputed() -> None:

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit.backends.simulated import SimulatedBackend, SimulatedModel
-from memfit.errors import DoesNotFitError
-from memfit.planning import planner
 from memfit.planning.search import largest_micro_batch, sizes
-from memfit.records import Budget, Estimate, Split
+from memfit.records import Estimate, Split
 
 batch_sizes = st.integers(1, 5000)
 
@@ -64,18 +61,3 @@ def test_the_largest_size_is_taken() -> None:
     model = SimulatedModel(SimulatedBackend(0), bytes_per_sample=10, fixed_bytes=100)
     assert searched(256, model, 100 + 10 * 64)[0] == 64
     assert searched(256, model, 100 + 10 * 64 - 1)[0] == 43
-
-
-def test_the_error_names_the_smallest_budget_that_would_do() -> None:
-    budget = Budget(1000, "asked for")
-    whole = Estimate(64_000, 0, "scripted")
-    with pytest.raises(DoesNotFitError, match=r"smallest budget that would do is 2\.1 KiB"):
-        planner.split(32, budget, whole, lambda size: Estimate(2000 * size, 100, "scripted"))
-
-
-def test_the_plan_says_why() -> None:
-    budget = Budget(20_000, "asked for")
-    plan = planner.split(32, budget, Estimate(64_000, 0, "scripted"), lambda size: Estimate(2000 * size, 0, "scripted"))
-    assert (plan.micro_batch_size, plan.num_parts) == (8, 4)
-    assert "8 (4 parts)" in str(plan)
-    assert "whole batch of 32 would need 62.5 KiB of 19.5 KiB" in str(plan)

@@ -1,0 +1,167 @@
+"""Plans of more than one lever: found between budgets, proved on the model, carried out to the weights of ``model.fit``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import memfit
+from memfit import arranging, backends, deciding
+from memfit.arranging import Request
+from memfit.errors import ArgumentError, DoesNotFitError
+from memfit.levers import remat, verification
+from memfit.predicting import Predictions
+from memfit.profiling import batches as batches_of
+from memfit.records import Budget, Levers, Plan, Remat, Segment, Split, TensorSpec
+
+RNG = np.random.default_rng(3)
+BATCH = 48
+X = RNG.normal(size=(2 * BATCH, 32, 32, 3)).astype("float32")
+Y = RNG.integers(0, 3, size=(2 * BATCH,)).astype("int32")
+RUN: dict[str, Any] = {"batch_size": BATCH, "verbose": 0, "shuffle": False}
+
+
+def normalized(blocks: int = 7, dropout: float = 0.0) -> Any:
+    """A model whose batch may not be split: layers mix its samples."""
+    keras.utils.set_random_seed(4)
+    layers = keras.layers
+    body = [
+        layer
+        for _ in range(blocks)
+        for layer in (
+            layers.Conv2D(16, 3, padding="same"),
+            layers.BatchNormalization(),
+            layers.Activation("relu"),
+            layers.Dropout(dropout, seed=1),
+        )
+    ]
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(3, activation="softmax")]
+    model = keras.Sequential([keras.Input((32, 32, 3)), *body, *head])
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def between(model: Any, share: float) -> int:
+    """A budget with room for so much of the plain step."""
+    peak = memfit.profile(model, X, Y, batch_size=BATCH).peak.upper
+    idle = memfit.budgeting.reading().host_bytes
+    return int(idle + share * (peak - idle))
+
+
+def same(a: Any, b: Any, tolerance: float = 1e-5) -> None:
+    for left, right in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_allclose(left, right, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_what_may_not_be_split_is_recomputed_to_the_weights_of_model_fit(dropout: float) -> None:
+    plain, ours = normalized(dropout=dropout), normalized(dropout=dropout)
+    expected = plain.fit(X, Y, **RUN)
+    actual = memfit.fit(ours, X, Y, **RUN, budget=between(ours, 0.7))
+    plan = actual.memfit.plan
+    assert plan.levers.remat is not None
+    assert plan.micro_batch_size is None
+    assert plan.exact
+    assert plan.relative_time > 1.0
+    assert "exact: gradients and state agree with the plain step's" in str(plan)
+    same(plain, ours)
+    assert actual.history["loss"] == pytest.approx(expected.history["loss"], rel=1e-5)
+    assert "call" not in vars(ours)
+
+
+def test_a_plan_goes_through_json_and_is_followed() -> None:
+    plain, ours = normalized(), normalized()
+    plan = memfit.plan(ours, X, Y, **RUN, budget=between(ours, 0.7))
+    plain.fit(X, Y, **RUN)
+    report = memfit.fit(ours, X, Y, **RUN, plan=Plan.from_json(plan.to_json())).memfit
+    assert report.plan.levers == plan.levers
+    assert plan.levers
+    same(plain, ours)
+
+
+def test_a_plan_for_another_model_is_refused_and_nothing_changes() -> None:
+    model = normalized()
+    other = normalized(blocks=1)
+    plan = Plan(BATCH, None, Budget(1, "asked for"), levers=Levers(remat=Remat((Segment(0, 25),))))
+    before = other.get_weights()
+    with pytest.raises(ArgumentError, match="not one for this model"):
+        memfit.fit(other, X, Y, **RUN, plan=plan)
+    for left, right in zip(other.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert "call" not in vars(other)
+    assert "call" not in vars(model)
+
+
+def batch() -> Any:
+    return X[:5], Y[:5], None
+
+
+def all_recomputed(model: Any) -> Levers:
+    spec = (TensorSpec((5, 32, 32, 3), "float32"), TensorSpec((5,), "int32"), None)
+    return Levers(remat=remat.everything(remat.chain(model, spec)))
+
+
+def test_a_lever_that_is_exact_is_found_to_be() -> None:
+    model = normalized(dropout=0.3)
+    before = model.get_weights()
+    found = verification.verified(model, batch(), all_recomputed(model), None, backend=backends.current())
+    assert found.agrees
+    assert found.difference < 1e-5
+    for left, right in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("what", ["gradients", "state"])
+def test_a_lever_that_is_not_exact_is_found_out(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    model = normalized(blocks=2)
+    layer = model.layers[1 if what == "state" else -1]
+
+    @contextlib.contextmanager
+    def wrong(model: Any, levers: Levers, backend: Any) -> Iterator[None]:
+        """A moving average that is moved too far, or an output that is too large."""
+        if what == "state":
+            layer.momentum = 0.5
+        else:
+            layer.activation = lambda x: 0.9 * keras.ops.softmax(x) + 0.03
+        yield
+        layer.momentum, layer.activation = 0.99, keras.activations.softmax
+
+    monkeypatch.setattr(verification, "pulled", wrong)
+    found = verification.verified(model, batch(), all_recomputed(model), None, backend=backends.current())
+    assert not found.agrees
+    assert found.difference > 1e-4
+    assert "dropped" in found.reason
+
+
+def test_a_plan_that_fails_its_proof_is_dropped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = normalized(blocks=5)
+    failed = verification.Verification(False, 0.5, "recomputation: dropped, gradients differ by 5.0e-01")
+    monkeypatch.setattr(arranging, "verified", lambda *_, **__: failed)
+    with pytest.raises(DoesNotFitError, match=r"dropped, gradients differ by 5\.0e-01"):
+        memfit.fit(model, X, Y, **RUN, budget=between(model, 0.7))
+    split = memfit.plan(model, X, Y, **RUN, budget=between(model, 0.7), allow={"inexact_micro_batch"})
+    assert split.micro_batch_size is not None
+    assert not split.exact
+    assert "dropped, gradients differ" in str(split)
+
+
+def test_planning_again_after_a_failure_strictly_shrinks() -> None:
+    model, backend = normalized(blocks=5), backends.current()
+    found, _ = batches_of.described({"x": X, "y": Y, "batch_size": BATCH})
+    request = Request(
+        budget=Budget(2**40, "asked for"), allow=frozenset({"inexact_micro_batch"}), probe=False, quiet=True
+    )
+    decision = deciding.decide(model, found, request, backend=backend)
+    predictions = Predictions(model, found.spec, backend, quiet=True)
+    peaks = []
+    while decision is not None and len(peaks) < 12:
+        assert decision.split is None or isinstance(decision.split, Split)
+        peaks.append(predictions.peak(decision.split, decision.plan.levers).bytes)
+        decision = deciding.smaller(decision, model, found, request, backend=backend)
+    assert len(peaks) > 2
+    assert peaks == sorted(set(peaks), reverse=True)
