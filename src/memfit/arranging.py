@@ -57,12 +57,14 @@ class Decision:
         split: How its batches are split, or None.
         profile: What was predicted, or None.
         findings: ``(kind, sentence)`` for the report.
+        halving: Whether failures have used up what predictions can tell apart, so that the next only halves the parts.
     """
 
     plan: Plan
     split: Split | None = None
     profile: Profile | None = None
     findings: tuple[tuple[str, str], ...] = ()
+    halving: bool = False
 
 
 class Arrangements:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -76,35 +77,50 @@ def smaller(decision: Decision, model: Any, batches: Batches, request: Request, 
     """A decision that needs strictly less, for a step that ran out of memory; None where there is none.
 
     The fastest arrangement that is predicted to take three quarters of the step that failed, else any less; where nothing
-    is predicted, or the predictions say that all take the same, half the micro-batch.
+    is predicted, or the predictions are used up, half the micro-batch.
     """
     plan = decision.plan
     if micro_batch.blocked_reason(model) is not None:
         return None
-    now = plan.micro_batch_size or plan.batch_size
-    reason = f"{now} samples at once{', ' + plan.levers.text if plan.levers else ''} ran out of memory"
-    if request.micro_batch_size is None and request.fixed is None and batches.spec is not None:
-        prediction = Predictions(model, batches.spec, backend, quiet=request.quiet)
-        arrangements = Arrangements(model, batches, request, backend, prediction)
-        idle, failed = prediction.idle(), prediction.peak(decision.split, plan.levers).upper
-        for share in (_AFTER_FAILURE, 1.0):
-            try:
-                found = arrangements.fastest(
-                    min(request.budget.limiting_bytes, int(idle + share * (failed - idle)) - 1)
-                )
-            except DoesNotFitError:
-                continue
+    also = f", {plan.levers.text}" if plan.levers else ""
+    reason = f"{plan.micro_batch_size or plan.batch_size} samples at once{also} ran out of memory"
+    by_hand = request.micro_batch_size is not None or request.fixed is not None
+    if not by_hand and not decision.halving and batches.spec is not None:
+        found = _predicted_smaller(decision, model, batches, request, backend)
+        if found is not None:
             return dataclasses.replace(found, plan=found.plan.because(reason))
+    return _halved(decision, reason, model, batches, request, backend)
+
+
+def _predicted_smaller(
+    decision: Decision, model: Any, batches: Batches, request: Request, backend: Backend
+) -> Decision | None:
+    prediction = Predictions(model, batches.spec, backend, quiet=request.quiet)
+    arrangements = Arrangements(model, batches, request, backend, prediction)
+    idle, failed = prediction.idle(), prediction.peak(decision.split, decision.plan.levers).upper
+    for share in (_AFTER_FAILURE, 1.0):
+        ceiling = min(request.budget.limiting_bytes, int(idle + share * (failed - idle)) - 1)
+        with contextlib.suppress(DoesNotFitError):
+            return arrangements.fastest(ceiling)
+    return None
+
+
+def _halved(
+    decision: Decision, reason: str, model: Any, batches: Batches, request: Request, backend: Backend
+) -> Decision | None:
+    plan = decision.plan
+    now = plan.micro_batch_size or plan.batch_size
     if now is None or now <= 1:
         return None
-    plan = dataclasses.replace(plan.because(reason), micro_batch_size=-(-now // 2), peak=None)
+    half = -(-now // 2)
+    plan = dataclasses.replace(plan.because(reason), micro_batch_size=half, peak=None)
     if decision.split is not None:
-        split = dataclasses.replace(decision.split, micro_batch_size=-(-now // 2))
-        return dataclasses.replace(decision, plan=plan, split=split)
+        split = dataclasses.replace(decision.split, micro_batch_size=half)
+        return dataclasses.replace(decision, plan=plan, split=split, halving=True)
     finding = _separability(model, batches, request, backend)
     if finding.split is None and "inexact_micro_batch" not in request.allow:
         return None
-    return _split_decision(plan, finding, -(-now // 2))
+    return dataclasses.replace(_split_decision(plan, finding, half), halving=True)
 
 
 def _unsplit(batches: Batches, request: Request, reason: str) -> Decision:
