@@ -57,6 +57,7 @@ class Decision:
         split: How its batches are split, or None.
         profile: What was predicted, or None.
         findings: ``(kind, sentence)`` for the report.
+        arrangements: What it was found among, to be asked again after a failure; None where nothing was predicted.
         halving: Whether failures have used up what predictions can tell apart, so that the next only halves the parts.
     """
 
@@ -64,21 +65,20 @@ class Decision:
     split: Split | None = None
     profile: Profile | None = None
     findings: tuple[tuple[str, str], ...] = ()
+    arrangements: Arrangements | None = dataclasses.field(default=None, repr=False, compare=False)
     halving: bool = False
 
 
 class Arrangements:
     """The arrangements of one model and batch; asked again, it reckons with what trials have taught since."""
 
-    def __init__(
-        self, model: Any, batches: Batches, request: Request, backend: Backend, prediction: Predictions
-    ) -> None:
+    def __init__(self, model: Any, batches: Batches, request: Request, backend: Backend) -> None:
         self._model = model
         self._batches = batches
         self._request = request
         self._backend = backend
-        self._prediction = prediction
         self._dropped: list[str] = []
+        self.prediction = Predictions(model, batches.spec, backend, quiet=request.quiet)
         self.separability = functools.cache(self._separability)
         self._chain = functools.cache(lambda: remat.chain(model, batches.spec))
 
@@ -93,18 +93,19 @@ class Arrangements:
         """
         batch_size, budget = self._batches.batch_size or 1, self._request.budget
         ceiling = budget.limiting_bytes if ceiling is None else ceiling
-        whole = self._prediction.peak(None)
-        profile = self._prediction.profile(whole)
-        validation = self._prediction.validation_batch_size(batch_size, ceiling)
+        whole = self.prediction.peak(None)
+        profile = self.prediction.profile(whole)
+        validation = self.prediction.validation_batch_size(batch_size, ceiling)
         if whole.upper <= ceiling:
             reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
             plan = planner.plain(self._batches.batch_size, budget, whole, reason)
-            return Decision(dataclasses.replace(plan, validation_batch_size=validation), profile=profile)
+            plan = dataclasses.replace(plan, validation_batch_size=validation)
+            return Decision(plan, profile=profile, arrangements=self)
         plan, split = self._under(ceiling, whole, profile)
         plan = dataclasses.replace(plan, validation_batch_size=validation)
         finding = self.separability() if split is not None else None
         findings = () if finding is None else (("separability", finding.reason),)
-        return Decision(plan, split, profile, findings)
+        return Decision(plan, split, profile, findings, arrangements=self)
 
     def _under(self, ceiling: int, whole: Estimate, profile: Profile) -> tuple[Plan, Split | None]:
         """The plan under a ceiling that the plain step is above, and its split."""
@@ -154,7 +155,7 @@ class Arrangements:
 
     def _predicted(self, levers: Levers, size: int) -> Estimate:
         whole = size >= (self._batches.batch_size or 1)
-        return self._prediction.peak(None if whole else self._split(size), levers)
+        return self.prediction.peak(None if whole else self._split(size), levers)
 
     def _guessed(self, whole: Estimate, levers: Levers, size: int) -> int:
         """A bound from below: the step scaled by the share of the samples and of the activations that are kept."""
@@ -162,7 +163,7 @@ class Arrangements:
         if levers.remat is not None:
             chain = self._chain()
             kept = remat.peak_bytes(chain, levers.remat) / max(1, chain.plain_bytes)
-        idle = self._prediction.idle()
+        idle = self.prediction.idle()
         share = _OPTIMISM * kept * size / (self._batches.batch_size or 1)
         return int(idle + share * max(0, whole.upper - idle))
 

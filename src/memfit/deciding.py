@@ -95,8 +95,8 @@ def smaller(decision: Decision, model: Any, batches: Batches, request: Request, 
 def _predicted_smaller(
     decision: Decision, model: Any, batches: Batches, request: Request, backend: Backend
 ) -> Decision | None:
-    prediction = Predictions(model, batches.spec, backend, quiet=request.quiet)
-    arrangements = Arrangements(model, batches, request, backend, prediction)
+    arrangements = decision.arrangements or Arrangements(model, batches, request, backend)
+    prediction = arrangements.prediction
     idle, failed = prediction.idle(), prediction.peak(decision.split, decision.plan.levers).upper
     for share in (_AFTER_FAILURE, 1.0):
         ceiling = min(request.budget.limiting_bytes, int(idle + share * (failed - idle)) - 1)
@@ -189,12 +189,12 @@ def _separability(model: Any, batches: Batches, request: Request, backend: Backe
 def _found(model: Any, batches: Batches, request: Request, backend: Backend) -> Decision:
     """The fastest plan that fits, confirmed by a trial where that is asked for or the analysis is weak."""
     ceiling = request.budget.limiting_bytes
-    prediction = Predictions(model, batches.spec, backend, quiet=request.quiet)
+    arrangements = Arrangements(model, batches, request, backend)
+    prediction = arrangements.prediction
     crude = prediction.crude()
     if request.probe is not True and (crude.upper * _ROOMY <= ceiling or crude.upper - crude.margin < 0):
         reason = f"it fits by far: {text(crude.upper)} at most of {text(ceiling)}"
         return Decision(planner.plain(batches.batch_size, request.budget, crude, reason))
-    arrangements = Arrangements(model, batches, request, backend, prediction)
     decision = arrangements.fastest()
     weak = prediction.is_weak(decision.split, decision.plan.levers)
     for _ in range(_MOST_TRIALS if (weak if request.probe is None else request.probe) else 0):

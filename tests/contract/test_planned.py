@@ -139,19 +139,19 @@ def test_a_lever_that_is_not_exact_is_found_out(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_plan_that_fails_its_proof_is_dropped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = normalized(blocks=5)
+    model = normalized()
     failed = verification.Verification(False, 0.5, "recomputation: dropped, gradients differ by 5.0e-01")
     monkeypatch.setattr(arranging, "verified", lambda *_, **__: failed)
     with pytest.raises(DoesNotFitError, match=r"dropped, gradients differ by 5\.0e-01"):
         memfit.fit(model, X, Y, **RUN, budget=between(model, 0.7))
     split = memfit.plan(model, X, Y, **RUN, budget=between(model, 0.7), allow={"inexact_micro_batch"})
     assert split.micro_batch_size is not None
+    assert not split.levers
     assert not split.exact
-    assert "dropped, gradients differ" in str(split)
 
 
 def test_planning_again_after_a_failure_strictly_shrinks() -> None:
-    model, backend = normalized(blocks=5), backends.current()
+    model, backend = normalized(blocks=3), backends.current()
     found, _ = batches_of.described({"x": X, "y": Y, "batch_size": BATCH})
     request = Request(
         budget=Budget(2**40, "asked for"), allow=frozenset({"inexact_micro_batch"}), probe=False, quiet=True
@@ -159,7 +159,7 @@ def test_planning_again_after_a_failure_strictly_shrinks() -> None:
     decision = deciding.decide(model, found, request, backend=backend)
     predictions = Predictions(model, found.spec, backend, quiet=True)
     peaks = []
-    while decision is not None and len(peaks) < 12:
+    while decision is not None and len(peaks) < 4:
         assert decision.split is None or isinstance(decision.split, Split)
         peaks.append(predictions.peak(decision.split, decision.plan.levers).bytes)
         decision = deciding.smaller(decision, model, found, request, backend=backend)
