@@ -17,11 +17,13 @@ from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.levers import remat, verification
 from memfit.predicting import Predictions
 from memfit.profiling import batches as batches_of
+from memfit.profiling import peak
 from memfit.records import Budget, Levers, Plan, Remat, Segment, Split, TensorSpec
 
 RNG = np.random.default_rng(3)
-BATCH = 48
-X = RNG.normal(size=(2 * BATCH, 32, 32, 3)).astype("float32")
+BATCH = 128
+SHAPE = (512, 8)
+X = RNG.normal(size=(2 * BATCH, *SHAPE)).astype("float32")
 Y = RNG.integers(0, 3, size=(2 * BATCH,)).astype("int32")
 RUN: dict[str, Any] = {"batch_size": BATCH, "verbose": 0, "shuffle": False}
 
@@ -34,14 +36,14 @@ def normalized(blocks: int = 7, dropout: float = 0.0) -> Any:
         layer
         for _ in range(blocks)
         for layer in (
-            layers.Conv2D(16, 3, padding="same"),
+            layers.Dense(32),
             layers.BatchNormalization(),
-            layers.Activation("relu"),
+            layers.Activation("tanh"),
             layers.Dropout(dropout, seed=1),
         )
     ]
-    head = [layers.GlobalAveragePooling2D(), layers.Dense(3, activation="softmax")]
-    model = keras.Sequential([keras.Input((32, 32, 3)), *body, *head])
+    head = [layers.GlobalAveragePooling1D(), layers.Dense(3, activation="softmax")]
+    model = keras.Sequential([keras.Input(SHAPE), *body, *head])
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
@@ -102,7 +104,7 @@ def batch() -> Any:
 
 
 def all_recomputed(model: Any) -> Levers:
-    spec = (TensorSpec((5, 32, 32, 3), "float32"), TensorSpec((5,), "int32"), None)
+    spec = (TensorSpec((5, *SHAPE), "float32"), TensorSpec((5,), "int32"), None)
     return Levers(remat=remat.everything(remat.chain(model, spec), 4))
 
 
@@ -150,7 +152,8 @@ def test_a_plan_that_fails_its_proof_is_dropped_with_the_reason(monkeypatch: pyt
     assert not split.exact
 
 
-def test_planning_again_after_a_failure_strictly_shrinks() -> None:
+def test_planning_again_after_a_failure_strictly_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peak, "on_top_of_now", lambda step, **_: step)  # what the process holds moves by itself
     model, backend = normalized(blocks=3), backends.current()
     found, _ = batches_of.described({"x": X, "y": Y, "batch_size": BATCH})
     request = Request(
@@ -161,7 +164,7 @@ def test_planning_again_after_a_failure_strictly_shrinks() -> None:
     peaks = []
     while decision is not None and len(peaks) < 4:
         assert decision.split is None or isinstance(decision.split, Split)
-        peaks.append(predictions.peak(decision.split, decision.plan.levers).bytes)
+        peaks.append(predictions.peak(decision.split, decision.plan.levers).upper)
         decision = deciding.smaller(decision, model, found, request, backend=backend)
     assert len(peaks) > 2
     assert peaks == sorted(set(peaks), reverse=True)

@@ -188,7 +188,7 @@ def test_a_trial_that_needs_more_than_the_budget_gives_a_smaller_plan(
     whole = memfit.profile(model, x, y, batch_size=1024)
     step = whole.peak.bytes - whole.base.host_bytes
 
-    def heavier(model: Any, spec: Any, split: Any, *, backend: Any) -> Estimate:
+    def heavier(model: Any, spec: Any, split: Any, *, backend: Any, levers: Any = None) -> Estimate:
         samples = 1024 if split is None else split.micro_batch_size
         return Estimate(2 * step * samples // 1024, 0, trial.MEASURED)
 

@@ -115,10 +115,17 @@ def gradients(model: Any, batch: Any, split: Split | None, backend: Backend) -> 
     return [np.asarray(loss), *found]
 
 
-def difference(expected: list[Any], actual: list[Any]) -> float:
-    """The largest difference between two lists of arrays, relative to each array's norm."""
+def difference(expected: list[Any], actual: list[Any], *, least: float = 1e-4) -> float:
+    """The largest difference between two lists of arrays, relative to each array's norm.
+
+    Args:
+        expected: Arrays, or None.
+        actual: The same number of them.
+        least: An array's norm counts as this share of the largest norm at the least: a gradient that vanishes but for
+            rounding is not compared with itself.
+    """
     norms = [0.0 if array is None else float(np.linalg.norm(array)) for array in expected]
-    floor = 1e-4 * max(norms)  # a gradient that vanishes but for rounding is not compared with itself
+    floor = least * max(norms, default=0.0)
     worst = 0.0
     for a, b, norm in zip(expected, actual, norms, strict=True):
         if a is None or b is None:

@@ -1,0 +1,310 @@
+"""memfit's plan beside the best of a grid of hand settings under the same real cap, one fresh child process a measurement.
+
+    python benchmarks/planning.py --backend torch [--models unet ...] [--budgets 75 50 25 15] [--batch middle]
+    python benchmarks/planning.py --backend torch --largest [--models vgg16 ...]
+    python benchmarks/planning.py --summary benchmarks/results/planning-*.jsonl
+
+A budget is a share of what plain ``model.fit`` takes on top of what the process holds before training. The hand settings are
+every combination of 1, 2, 4, 8 and 16 parts with no recomputation, with the arrangement that keeps half of the activations,
+and with about sqrt(n) segments that recompute all; for a model with BatchNormalization one part alone, as splitting would
+change the result. Each is measured once without a cap: peak and seconds of a step. Then, for each budget, ``memfit.fit`` runs
+under it, and after it the fastest of the hand settings that the budget holds, under the same cap; where that one is killed, the
+next. ``ratio`` is memfit's throughput over the hand setting's.
+
+``--largest``: the largest batch that trains under the peak of plain Keras at the large batch, by recomputation alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from memfit.probing.capped import run_capped
+from memfit.units import GIB, text
+
+MODELS = ("unet", "lstm", "transformer", "gpt", "vit", "mlp_small", "cnn_3d", "resnet50")
+BUDGETS = (75, 50, 25, 15)
+PARTS = (1, 2, 4, 8, 16)
+RECOMPUTED = ("none", "half", "sqrt")
+FACTORS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+STEPS, EPOCHS = 2, 3
+NO_CAP = 10 * GIB
+TIME_LIMIT = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What one child does.
+
+    Attributes:
+        model: A name of ``prediction_models.MODELS``.
+        batch_size: Samples of a batch.
+        way: "plain" for ``model.fit``, "hand" for a plan by hand, "memfit".
+        parts: Of a plan by hand.
+        recomputed: The same: one of ``RECOMPUTED``, or "smallest".
+    """
+
+    model: str
+    batch_size: int
+    way: str
+    parts: int = 1
+    recomputed: str = "none"
+
+
+# In the child
+
+
+class EpochSeconds:
+    """A callback's worth of clock: the wall time of each epoch."""
+
+    def __init__(self) -> None:
+        import keras
+
+        self.seconds: list[float] = []
+        self.callback = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin, on_epoch_end=self._end)
+
+    def _begin(self, *_: Any) -> None:
+        self._start = time.perf_counter()
+
+    def _end(self, *_: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+def by_hand(model: Any, batch: Any, job: Job) -> Any:
+    """The plan that a job describes."""
+    import memfit
+    from memfit.levers import remat
+    from memfit.records import Levers, Plan
+
+    levers = Levers()
+    if job.recomputed != "none":
+        chain = remat.chain(model, batch)
+        chosen = {
+            "half": lambda: remat.choose(chain, chain.plain_bytes // 2) or remat.ladder(chain)[-1],
+            "sqrt": lambda: remat.everything(chain, max(2, round(math.sqrt(len(chain.units))))),
+            "smallest": lambda: remat.ladder(chain)[-1],
+        }[job.recomputed]()
+        levers = Levers(remat=chosen)
+    size = None if job.parts == 1 else -(-job.batch_size // job.parts)
+    return Plan(job.batch_size, size, memfit.budget(), levers=levers)
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """One row, in this process."""
+    import keras
+    import prediction_models
+
+    import memfit
+    from memfit.backends import keras_seam
+    from memfit.budgeting import reading
+    from memfit.errors import DoesNotFitError
+
+    case = prediction_models.MODELS[job.model].build()
+    model = case.model
+    model.compile("adam", case.loss)
+    x, y = case.arrays(STEPS * job.batch_size)
+    batch = case.batch(job.batch_size)
+    keras_seam.symbolic_build(model, batch)
+    clock = EpochSeconds()
+    arguments = {"batch_size": job.batch_size, "epochs": EPOCHS, "shuffle": False, "verbose": 0}
+    arguments["callbacks"] = [clock.callback]
+    row: dict[str, Any] = {"keras": keras.__version__, "base": reading().host_bytes}
+    row["splits"] = not any(
+        isinstance(layer, keras.layers.BatchNormalization) for layer in keras_seam.flat_layers(model)
+    )
+    if job.way == "plain":
+        model.fit(x, y, **arguments)
+    elif job.way == "hand":
+        memfit.fit(model, x, y, **arguments, plan=by_hand(model, batch, job))
+    else:
+        try:
+            report = memfit.fit(model, x, y, **arguments).memfit
+        except DoesNotFitError as error:
+            return row | {"refused": str(error)[:300]}
+        row |= {
+            "plan": report.plan.summary,
+            "predicted": None if report.plan.peak is None else report.plan.peak.upper,
+            "expected_time": report.plan.relative_time,
+            "planning_seconds": round(report.planning_seconds, 1),
+            "trials": sum("trial" in reason for reason in report.plan.reasons),
+        }
+    return row | {"seconds": round(min(clock.seconds[1:]) / STEPS, 4)}
+
+
+# In the parent
+
+
+def run(job: Job, backend: str, cap: int = NO_CAP) -> dict[str, Any]:
+    """What a child measured under a cap, or how it ended."""
+    here = Path(__file__).resolve()
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "MEMFIT_CACHE_DIR": ""}
+    environment["PYTHONPATH"] = os.pathsep.join([str(here.parent), *filter(None, sys.path)])
+    command = [sys.executable, str(here), "--job", json.dumps(dataclasses.asdict(job))]
+    done = run_capped(command, cap, env=environment, timeout=TIME_LIMIT)
+    found = next((line[4:] for line in done.tail if line.startswith("ROW ")), None)
+    if found is not None:
+        return json.loads(found) | {"peak": done.peak_bytes}
+    reason = "killed" if done.killed or done.returncode in (134, 137, -9) else f"exit {done.returncode}"
+    return {"failed": reason, "peak": done.peak_bytes, "tail": " ".join(done.tail)[-300:]}
+
+
+def grid(name: str, batch_size: int, splits: bool, backend: str) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Every hand setting with what it took."""
+    for recomputed, parts in itertools.product(RECOMPUTED, PARTS if splits else (1,)):
+        if parts <= batch_size and (recomputed, parts) != ("none", 1):
+            job = Job(name, batch_size, "hand", parts, recomputed)
+            row = run(job, backend)
+            print(
+                f"  {recomputed:5} {parts:2} parts: {row.get('seconds')} s, {text(row['peak'] or 0)} {row.get('failed', '')}"
+            )
+            if "seconds" in row:
+                yield job, row
+
+
+def rows(name: str, batch: str, budgets: list[int], backend: str) -> Iterator[dict[str, Any]]:
+    """One row a budget."""
+    import prediction_models
+
+    entry = prediction_models.MODELS[name]
+    batch_size = entry.batches[("small", "middle", "large").index(batch)]
+    plain_job = Job(name, batch_size, "plain")
+    plain = run(plain_job, backend)
+    common = {"backend": backend, "model": name, "batch_size": batch_size}
+    if "seconds" not in plain:
+        yield common | {"budget": None, "skipped": str(plain)}
+        return
+    print(
+        f"{name} {batch_size}: plain {plain['seconds']} s, {text(plain['base'])} before, {text(plain['peak'])}",
+        flush=True,
+    )
+    settings = [(plain_job, plain), *grid(name, batch_size, plain["splits"], backend)]
+    settings.sort(key=lambda setting: setting[1]["seconds"])
+    for share in budgets:
+        cap = int(plain["base"] + share / 100 * (plain["peak"] - plain["base"]))
+        ours = run(Job(name, batch_size, "memfit"), backend, cap)
+        hand, theirs = None, None
+        for hand, measured in settings:
+            theirs = run(hand, backend, cap) if measured["peak"] <= cap else None
+            if theirs is not None and "seconds" in theirs:
+                break
+        row = common | {"budget": share, "cap": cap, "plain_peak": plain["peak"], "plain_seconds": plain["seconds"]}
+        row |= {"keras": plain["keras"], "memfit": ours}
+        if theirs is not None and "seconds" in theirs and hand is not None:
+            row |= {"hand": {"parts": hand.parts, "recomputed": hand.recomputed, **theirs}}
+            if "seconds" in ours:
+                row["ratio"] = round(theirs["seconds"] / ours["seconds"], 3)
+        yield row
+
+
+def largest(name: str, backend: str) -> dict[str, Any]:
+    """The largest batch under the plain peak at the large batch, by recomputation alone."""
+    import prediction_models
+
+    batch_size = prediction_models.MODELS[name].batches[2]
+    plain = run(Job(name, batch_size, "plain"), backend)
+    cap, best = int(plain["peak"] * 1.02), 1.0
+    for factor in FACTORS:
+        bigger = int(batch_size * factor)
+        if "seconds" not in run(Job(name, bigger, "hand", 1, "smallest"), backend, cap):
+            break
+        best = bigger / batch_size
+    above = run(Job(name, int(batch_size * FACTORS[0]), "plain"), backend, cap)
+    return {
+        "backend": backend,
+        "model": name,
+        "batch_size": batch_size,
+        "largest": best,
+        "cap": cap,
+        "plain_above": above.get("failed", "trained"),
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as a person reads it."""
+    head = f"{row['backend']:10} {row['model']:12} {row['batch_size']:5}"
+    if "largest" in row:
+        return f"{head} largest batch by recomputation alone: {row['largest']:.2f} times the plain one's"
+    if "skipped" in row:
+        return f"{head} skipped: {row['skipped']}"
+    ours, hand = row["memfit"], row.get("hand")
+    outcome = ours.get("failed") or ("refused" if "refused" in ours else f"{ours['seconds']:.3f} s")
+    theirs = "none" if hand is None else f"{hand['seconds']:.3f} s ({hand['parts']} parts, {hand['recomputed']})"
+    return (
+        f"{head} {row['budget']:2} % {text(row['cap']):>8}: memfit {outcome}, hand {theirs}, ratio {row.get('ratio')}; "
+        f"{ours.get('planning_seconds')} s, {ours.get('trials')} trials: {ours.get('plan', '')}"
+    )
+
+
+def summary(found: list[dict[str, Any]]) -> str:
+    """Outcomes and ratios of a file."""
+    planned = [row for row in found if "memfit" in row]
+    ratios = sorted(row["ratio"] for row in planned if "ratio" in row)
+    failed = sum("failed" in row["memfit"] for row in planned)
+    refused = [row for row in planned if "refused" in row["memfit"]]
+    lines = [line(row) for row in found]
+    if ratios:
+        near = sum(ratio >= 0.95 for ratio in ratios)
+        lines.append(
+            f"ratio to the best by hand: median {statistics.median(ratios):.2f}, least {ratios[0]:.2f}; {near} of "
+            f"{len(ratios)} at 0.95 or more (target: all)"
+        )
+        trials = [row["memfit"]["trials"] for row in planned if "trials" in row["memfit"]]
+        lines.append(f"trials: at most {max(trials)}, none in {trials.count(0)} of {len(trials)}")
+    lines.append(
+        f"{len(planned)} rows: {failed} killed or failed (target: none), {len(refused)} refused, of which "
+        f"{sum('hand' in row for row in refused)} could be trained by hand"
+    )
+    return "\n".join(lines)
+
+
+def put(row: dict[str, Any], path: Path) -> None:
+    """Adds a row; one of the same question is replaced."""
+    keys = ("backend", "model", "batch_size", "budget")
+    old = [json.loads(one) for one in path.read_text().splitlines()] if path.exists() else []
+    kept = [one for one in old if any(one.get(key) != row.get(key) for key in keys)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(one) + "\n" for one in [*kept, row]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "tensorflow"))
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
+    parser.add_argument("--batch", choices=("small", "middle", "large"), default="middle")
+    parser.add_argument("--largest", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--summary", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.job:
+        print("ROW " + json.dumps(measure(Job(**json.loads(given.job)))))
+        return
+    if given.summary:
+        for path in given.summary:
+            print(summary([json.loads(one) for one in path.read_text().splitlines()]))
+        return
+    os.environ["KERAS_BACKEND"] = given.backend
+    out = given.out or Path(__file__).parent / "results" / f"planning-{given.backend}.jsonl"
+    for name in given.models:
+        found = (
+            [largest(name, given.backend)] if given.largest else rows(name, given.batch, given.budgets, given.backend)
+        )
+        for row in found:
+            put(row, out)
+            print(line(row), flush=True)
+    print(summary([json.loads(one) for one in out.read_text().splitlines()]))
+
+
+if __name__ == "__main__":
+    main()
