@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from memfit.backends import keras_seam
+from memfit.backends import host_allocator, keras_seam
 from memfit.backends.protocol import Backend
 from memfit.records import Split
 
@@ -109,9 +109,14 @@ def _random_separability(model: Any, batch: Any, part: int, backend: Backend) ->
 
 
 def gradients(model: Any, batch: Any, split: Split | None, backend: Backend) -> list[Any]:
-    """Loss and gradients of a batch; the model's state is left as it was."""
-    with keras_seam.preserved_state(model):
-        loss, found = backend.gradients(model, batch, split)
+    """Loss and gradients of a batch; the model's state is left as it was, and what was freed goes back to the system."""
+    restore_heap = host_allocator.map_large_blocks()
+    try:
+        with keras_seam.preserved_state(model):
+            loss, found = backend.gradients(model, batch, split)
+    finally:
+        restore_heap()
+        host_allocator.trim()
     return [np.asarray(loss), *found]
 
 
