@@ -50,6 +50,7 @@ def normalized(blocks: int = 7, dropout: float = 0.0) -> Any:
 
 def between(model: Any) -> int:
     """A budget in the middle of what the plain step takes and what recomputing as much as helps does."""
+    backends.current().release()  # what earlier runs have left must not go away between this and the plan
     memfit.profile(model, X, Y, batch_size=BATCH)  # builds it and its optimizer
     spec = (TensorSpec((BATCH, *SHAPE), "float32"), TensorSpec((BATCH,), "int32"), None)
     predictions = Predictions(model, spec, backends.current(), quiet=True)

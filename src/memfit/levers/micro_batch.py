@@ -116,7 +116,6 @@ def gradients(model: Any, batch: Any, split: Split | None, backend: Backend) -> 
             loss, found = backend.gradients(model, batch, split)
     finally:
         restore_heap()
-        host_allocator.trim()
     return [np.asarray(loss), *found]
 
 
