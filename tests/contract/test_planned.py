@@ -14,7 +14,7 @@ import memfit
 from memfit import arranging, backends, deciding
 from memfit.arranging import Request
 from memfit.errors import ArgumentError, DoesNotFitError
-from memfit.levers import remat, verification
+from memfit.levers import micro_batch, remat, verification
 from memfit.predicting import Predictions
 from memfit.profiling import batches as batches_of
 from memfit.profiling import peak
@@ -52,6 +52,7 @@ def between(model: Any) -> int:
     """A budget in the middle of what the plain step takes and what recomputing as much as helps does."""
     backends.current().release()  # what earlier runs have left must not go away between this and the plan
     memfit.profile(model, X, Y, batch_size=BATCH)  # builds it and its optimizer
+    micro_batch.separability(model, batch(), backends.current())  # JAX keeps hundreds of MiB of its first time
     spec = (TensorSpec((BATCH, *SHAPE), "float32"), TensorSpec((BATCH,), "int32"), None)
     predictions = Predictions(model, spec, backends.current(), quiet=True)
     smallest = Levers(remat=remat.ladder(remat.chain(model, spec))[-1])
