@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
 from memfit.errors import DoesNotFitError
 from memfit.levers import micro_batch, remat
@@ -22,6 +23,9 @@ _WORTH = 0.02
 """A further option is analysed where it may save this share of a step's time."""
 
 _RUNGS = 8
+
+_TEST_SHARE = 0.25
+"""Of the room that is left, what a step of a tiny batch may take: a test holds two steps' results and what runs them."""
 
 _OPTIMISM = 0.75
 """Of what a lever is guessed to leave of a step; what even this puts above the budget is not analysed."""
@@ -138,7 +142,14 @@ class Arrangements:
 
     def _separability(self) -> micro_batch.Separability:
         with shown("testing on a tiny batch whether the model treats samples apart", quiet=self._request.quiet):
-            return micro_batch.separability(self._model, self._batches.sample(micro_batch.SAMPLES), self._backend)
+            return micro_batch.separability(self._model, self._sample(), self._backend)
+
+    def _sample(self) -> Any:
+        """A tiny batch to test the model on: as many samples as the room allows."""
+        batch_size, idle = self._batches.batch_size or 1, self.prediction.idle()
+        whole, room = self.prediction.peak(None).upper - idle, self._request.budget.limiting_bytes - idle
+        fitting = int(_TEST_SHARE * room * batch_size / max(1, whole))
+        return self._batches.sample(min(micro_batch.SAMPLES, max(micro_batch.FEWEST, fitting)))
 
     def _split(self, size: int) -> Split:
         return dataclasses.replace(self.separability().split or Split(1), micro_batch_size=size)
@@ -172,13 +183,11 @@ class Arrangements:
         if not found.option.key:
             finding = self.separability()
             return Verification(True, finding.difference, finding.reason)
-        split = None if found.size >= (self._batches.batch_size or 1) else self._split(micro_batch.PART)
-        sample = self._batches.sample(micro_batch.SAMPLES)
+        sample, split = self._sample(), None
+        # Where parts differ from the whole by what the user allowed, the other levers are compared alone.
+        if found.size < (self._batches.batch_size or 1) and self.separability().split is not None:
+            split = self._split(min(micro_batch.PART, keras_seam.flatten(sample)[0].shape[0] - 1))
         with shown("comparing the plan with the plain step on a tiny batch", quiet=self._request.quiet):
-            if split is not None and self.separability().split is None:
-                split = (
-                    None  # parts differ from the whole by what the user allowed; the other levers are compared alone
-                )
             return verified(self._model, sample, found.option.key, split, backend=self._backend)
 
     def _could_allow(self) -> tuple[str, ...]:

@@ -183,7 +183,10 @@ def _split_decision(plan: Plan, finding: micro_batch.Separability, size: int) ->
 
 def _separability(model: Any, batches: Batches, request: Request, backend: Backend) -> micro_batch.Separability:
     with shown("testing on a tiny batch whether the model treats samples apart", quiet=request.quiet):
-        return micro_batch.separability(model, batches.sample(micro_batch.SAMPLES), backend)
+        # No more than the user says will fit.
+        fits = request.micro_batch_size or micro_batch.SAMPLES
+        samples = min(micro_batch.SAMPLES, max(micro_batch.FEWEST, fits))
+        return micro_batch.separability(model, batches.sample(samples), backend)
 
 
 def _found(model: Any, batches: Batches, request: Request, backend: Backend) -> Decision:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import keras
@@ -202,3 +204,16 @@ def test_symbolic_calls_know_what_they_lie_in() -> None:
     model = graph_model()
     calls = keras_graph.symbolic_calls(lambda x: model(x), TensorSpec((2, 3), "float32"))
     assert [call.layer for call in calls if not call.inside] == [model], gone("Layer.__call__")
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="TensorFlow is there anyway")
+def test_describing_and_predicting_a_model_does_not_import_tensorflow() -> None:
+    """Keras' ``module_utils.tensorflow`` would import it, to ask whether an object is TensorFlow's."""
+    code = (
+        "import sys, keras, memfit\n"
+        "model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])\n"
+        "model.compile('sgd', 'mse')\n"
+        "memfit.profile(model, batch_size=8)\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

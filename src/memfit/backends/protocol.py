@@ -52,7 +52,9 @@ class Backend(Protocol):
         """
 
     def gradients(self, model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
-        """Loss and gradients of one batch in training mode, the model's state left as it was.
+        """Loss and gradients of one batch in training mode.
+
+        Moving averages and seeds are afterwards what the step makes of them; the caller keeps and restores them.
 
         Args:
             model: A built and compiled Keras model.

@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 from typing import Any
 
+import keras
 import numpy as np
 
 from memfit.backends import host_allocator, keras_seam
@@ -19,7 +20,10 @@ from memfit.backends.protocol import Backend
 from memfit.records import Split
 
 SAMPLES = 5
-"""Samples of the tiny batch: parts of 2, 2 and 1, so that the ragged tail is tested too."""
+"""Samples of the tiny batch where there is room: parts of 2, 2 and 1, so that the ragged tail is tested too."""
+
+FEWEST = 2
+"""Samples of the smallest batch that can be split."""
 
 PART = 2
 """Samples of a part of it."""
@@ -109,14 +113,20 @@ def _random_separability(model: Any, batch: Any, part: int, backend: Backend) ->
 
 
 def gradients(model: Any, batch: Any, split: Split | None, backend: Backend) -> list[Any]:
-    """Loss and gradients of a batch; the model's state is left as it was, and what was freed goes back to the system."""
+    """Loss and gradients of a batch; the model's state is left as it was."""
+    return stepped(model, batch, split, backend)[0]
+
+
+def stepped(model: Any, batch: Any, split: Split | None, backend: Backend) -> tuple[list[Any], list[np.ndarray]]:
+    """Loss and gradients of a batch, and the state that they leave; the model's is then put back as it was."""
     restore_heap = host_allocator.map_large_blocks()
     try:
         with keras_seam.preserved_state(model):
             loss, found = backend.gradients(model, batch, split)
+            state = [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in model.non_trainable_variables]
     finally:
         restore_heap()
-    return [np.asarray(loss), *found]
+    return [np.asarray(loss), *found], state
 
 
 def difference(expected: list[Any], actual: list[Any], *, least: float = 1e-4) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit import budgeting
-from memfit.backends import keras_seam
+from memfit.backends import keras_saving, keras_seam
 from memfit.backends.protocol import Backend
 from memfit.errors import ProbeError
 from memfit.probing.capped import run_capped
@@ -87,7 +87,8 @@ def _ship(model: Any, job: dict[str, Any], folder: Path) -> None:
     import cloudpickle
 
     try:
-        model.save(folder / "model.keras")
+        with keras_saving.no_imports():
+            model.save(folder / "model.keras")
         Path(folder, "classes.pickle").write_bytes(cloudpickle.dumps(keras_seam.own_objects(model)))
         Path(folder, "job.pickle").write_bytes(cloudpickle.dumps(job))
     except Exception as error:

@@ -18,7 +18,7 @@ def main(folder: Path) -> None:
     import numpy as np
 
     from memfit import backends, budgeting
-    from memfit.backends import keras_seam
+    from memfit.backends import keras_saving, keras_seam
     from memfit.executing.attached import attached
     from memfit.guarding.watch import Watcher
     from memfit.levers.pulled import pulled
@@ -26,7 +26,8 @@ def main(folder: Path) -> None:
     # Both files were written by the parent into a private folder, for this process alone.
     classes: dict[str, Any] = pickle.loads((folder / "classes.pickle").read_bytes())
     job: dict[str, Any] = pickle.loads((folder / "job.pickle").read_bytes())
-    model = keras.saving.load_model(folder / "model.keras", custom_objects=classes, safe_mode=False)
+    with keras_saving.no_imports():
+        model = keras.saving.load_model(folder / "model.keras", custom_objects=classes, safe_mode=False)
     batch = keras_seam.map_leaves(lambda leaf: np.zeros(leaf.shape, leaf.dtype), job["spec"])
     keras_seam.symbolic_build(model, batch)
     backend = backends.current()

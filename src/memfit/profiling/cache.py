@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import keras
 import platformdirs
 
-from memfit.backends import keras_seam
+from memfit.backends import keras_saving, keras_seam
 from memfit.backends.protocol import Backend
 from memfit.records import Estimate, Split, estimate_from_fields
 
@@ -144,11 +144,7 @@ def _description(model: Any) -> str | None:
     """The model in words: architecture, compile arguments, variables, and the source of classes that are not Keras'."""
     try:
         sources = [inspect.getsource(owner) for _, owner in sorted(keras_seam.own_objects(model).items())]
-        document = {
-            "model": keras.saving.serialize_keras_object(model),
-            "compiled": model.get_compile_config(),
-            "jit": [str(model.jit_compile), model.run_eagerly],
-        }
+        document = keras_saving.description(model) | {"jit": [str(model.jit_compile), model.run_eagerly]}
         text = json.dumps(document, sort_keys=True, default=str)
     except (TypeError, ValueError, OSError, NotImplementedError, AttributeError, RecursionError):
         return None

@@ -1,8 +1,7 @@
 """What one training step takes on JAX: XLA's buffer assignment of the very programs that the run will call.
 
 Compiling is the cost, and it is paid once: the functions are kept for ``attach``, and JAX finds their executables again.
-Compiling leaves some tens of MiB in the process and takes more while it runs (ResNet50: about half a GiB), so read what the
-process holds after the analysis, not before.
+The compiler takes up to half a GiB while it runs (ResNet50); what it frees is given back to the system.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import jax
 import keras
 
 from memfit import units
-from memfit.backends import keras_seam
+from memfit.backends import host_allocator, keras_seam
 from memfit.backends.on_jax import moment, scratch
 from memfit.backends.on_jax.step import Step, compiles_whole, prepare
 from memfit.backends.protocol import StepKind
@@ -45,6 +44,13 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
     if not compiles_whole(model):
         return None
     specs = keras_seam.map_leaves(_array_spec, batch)
+    try:
+        return _compiled_bytes(model, specs, split, kind)
+    finally:
+        host_allocator.trim()
+
+
+def _compiled_bytes(model: Any, specs: Any, split: Split | None, kind: StepKind) -> Estimate:
     if kind != "train":
         return _estimate(2 * _nbytes(specs), _program(_compiled_other(model, specs, kind), model))
     step = prepare(model, split)

@@ -6,6 +6,7 @@ times slower, and parts unrolled in one program lose the saving to XLA's schedul
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,33 +95,43 @@ def _wait(results: Any) -> None:
 
 
 def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
-    """Loss and gradients of one batch in training mode; the model's variables are not touched."""
-    trainable, others, metrics = _values(model)
-    optimizer = [variable.value for variable in model.optimizer.variables]
+    """Loss and gradients of one batch in training mode; the caller keeps and restores the model's state.
+
+    What was compiled for it is given back: op by op, JAX would keep hundreds of MiB of small programs.
+    """
+    state = _values(model)
+    trainable, others, optimizer, metrics = state
     if split is None:
 
-        def loss_of(trainable: Any) -> Any:
-            loss, _ = model.compute_loss_and_updates(
+        def loss_of(trainable: Any, others: Any, batch: Any) -> Any:
+            loss, (_, _, others, _) = model.compute_loss_and_updates(
                 trainable, others, metrics, *batch, training=True, optimizer_variables=optimizer
             )
-            return loss
+            return loss, others
 
-        loss, grads = jax.value_and_grad(loss_of)(trainable)
-        scale = _loss_scale(model)
-        return float(loss) / scale, [np.asarray(gradient) / scale for gradient in grads]
-    step = Step(model, split)
-    total, grads = step.gradients((trainable, others, optimizer, metrics), batch)
-    scale = _loss_scale(model)
-    return float(total), [np.asarray(gradient) / scale for gradient in grads]
+        step = _compiled(model, jax.value_and_grad(loss_of, has_aux=True))
+        (total, others), grads = step(trainable, others, batch)
+        total = total / model.optimizer.scale_loss(1.0)
+    else:
+        total, others, grads = Step(model, split).gradients(state, batch)
+    scale = float(model.optimizer.scale_loss(1.0))
+    results = float(total), [np.asarray(gradient) / scale for gradient in grads]
+    for variable, value in zip(model.non_trainable_variables, others, strict=True):
+        variable.assign(value)
+    gc.collect()
+    host_allocator.trim()
+    return results
 
 
-def _loss_scale(model: Any) -> float:
-    return float(model.optimizer.scale_loss(1.0))
+def _compiled(model: Any, function: Callable[..., Any], **options: Any) -> Any:
+    """The function compiled as the model's own step would be: jitted, or as it is."""
+    return jax.jit(function, **options) if model.jit_compile and not model.run_eagerly else function
 
 
-def _values(model: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    variables = (model.trainable_variables, model.non_trainable_variables, model.metrics_variables)
-    return tuple([variable.value for variable in group] for group in variables)  # type: ignore[return-value]
+def _values(model: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    optimizer = model.optimizer.variables
+    groups = (model.trainable_variables, model.non_trainable_variables, optimizer, model.metrics_variables)
+    return tuple([variable.value for variable in group] for group in groups)  # type: ignore[return-value]
 
 
 class PlainStep:
@@ -145,10 +156,9 @@ class Step:
         self._shares = Shares(model, split)
         self._own_loss = keras_seam.overrides(model, "compute_loss")
         self._counted: dict[bool, bool] = {}
-        jit = model.jit_compile and not model.run_eagerly
-        self.jitted_part: Any = jax.jit(self.part, donate_argnums=(1, 2, 4)) if jit else self.part
-        self.jitted_update: Any = jax.jit(self.update, donate_argnums=(0, 2, 3)) if jit else self.update
-        self.jitted_counts: Any = jax.jit(self.counts) if jit else self.counts
+        self.jitted_part = _compiled(model, self.part, donate_argnums=(1, 2, 4))
+        self.jitted_update = _compiled(model, self.update, donate_argnums=(0, 2, 3))
+        self.jitted_counts = _compiled(model, self.counts)
 
     @property
     def may_count(self) -> bool:
@@ -164,16 +174,16 @@ class Step:
         _wait(logs)
         return logs, (trainable, others, optimizer, metrics)
 
-    def gradients(self, state: Any, batch: Any) -> tuple[Any, list[Any]]:
-        """Loss and (loss-scaled) gradients of a batch; nothing is donated."""
-        (total, _, grads), *_ = self._accumulate(state, batch, donate=False)
-        return total, grads
+    def gradients(self, state: Any, batch: Any) -> tuple[Any, list[Any], list[Any]]:
+        """Loss, non-trainable values after it, and (loss-scaled) gradients of a batch; nothing is donated."""
+        (total, _, grads), others, *_ = self._accumulate(state, batch, donate=False)
+        return total, others, grads
 
     def _accumulate(self, state: Any, batch: Any, *, donate: bool) -> tuple[Any, Any, Any, Any]:
         trainable, others, optimizer, metrics = state
         num_samples = _num_samples(batch)
         counts = self._total_counts(trainable, others, batch)
-        part = self.jitted_part if donate else self.part
+        part = self.jitted_part if donate else _compiled(self._model, lambda *arguments: self.part(*arguments))
         sums = self.zeros(trainable)
         logs: Any = {}
         for piece in _parts(batch, num_samples, self._size):
