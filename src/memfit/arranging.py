@@ -82,7 +82,7 @@ class Arrangements:
         self._request = request
         self._backend = backend
         self._dropped: list[str] = []
-        self.prediction = Predictions(model, batches.spec, backend, quiet=request.quiet)
+        self.prediction = Predictions(model, batches.spec, backend, quiet=request.quiet, queued=batches.queued)
         self.separability = functools.cache(self._separability)
         self._chain = functools.cache(lambda: remat.chain(model, batches.spec))
 

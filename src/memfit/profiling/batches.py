@@ -26,12 +26,18 @@ class Batches:
         batch_size: Samples of a full batch.
         num_samples: Samples of the data set, where it knows.
         sample: Called with n, gives ``(x, y, sample_weight)`` of numpy arrays: the first n samples at most.
+        queued: Batches in flight beside the one in the step: being gathered, prefetched, waiting in a queue.
     """
 
     spec: Any
     batch_size: int | None
     num_samples: int | None
     sample: Callable[[int], Any]
+    queued: int = 1
+
+
+_PREFETCHED = 3
+"""Batches in flight of a pipeline that says nothing about them."""
 
 
 def described(arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:
@@ -46,12 +52,19 @@ def described(arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:
     if keras_seam.are_arrays((x, y, sample_weight)):
         return _arrays(arguments), arguments
     if hasattr(x, "element_spec"):
-        return _tf_dataset(x, arguments), arguments
+        return dataclasses.replace(_tf_dataset(x, arguments), queued=_PREFETCHED), arguments
     if isinstance(x, keras.utils.PyDataset):
-        return _py_dataset(x, arguments), arguments
+        queued = x.max_queue_size + x.workers if x.workers > 0 else 1
+        return dataclasses.replace(_py_dataset(x, arguments), queued=queued), arguments
     if isinstance(x, types.GeneratorType):
         return _generator(x, arguments)
-    return _iterable(x, arguments), arguments
+    return dataclasses.replace(_iterable(x, arguments), queued=_queued(x)), arguments
+
+
+def _queued(iterable: Any) -> int:
+    """A torch DataLoader says how many batches its workers hold ready; other iterables say nothing."""
+    workers, each = getattr(iterable, "num_workers", None), getattr(iterable, "prefetch_factor", None)
+    return max(1, workers * (each or 0)) if isinstance(workers, int) else _PREFETCHED
 
 
 def _arrays(arguments: dict[str, Any]) -> Batches:

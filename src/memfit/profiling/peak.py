@@ -16,9 +16,6 @@ from memfit.units import MIB
 RUNTIME_RESERVE = 48 * MIB
 """What a first run adds that no analysis of the step sees: thread stacks, kernel caches, the training loop's own objects."""
 
-_QUEUED_BATCHES = 3
-"""Batches in flight beside the one in the step: gathered, prefetched, and the one being made."""
-
 _COMPILING_INTERVAL = 0.01
 
 _CRUDE_FACTOR = 8
@@ -87,12 +84,15 @@ def step_bytes(
     return step
 
 
-def on_top_of_now(step: Estimate, *, held: Holdings, backend: Backend) -> Estimate:
-    """The peak of a run whose step takes ``step`` on top of what is held now: a built model, its optimizer's slots included."""
+def on_top_of_now(step: Estimate, *, held: Holdings, queued: int, backend: Backend) -> Estimate:
+    """The peak of a run whose step takes ``step`` on top of what is held now: a built model, its optimizer's slots included.
+
+    ``queued`` batches wait for theirs.
+    """
     device = backend.device_memory()
     base = budgeting.reading(backend).host_bytes if device is None else device.used_bytes
-    queued = _QUEUED_BATCHES * held.inputs if device is None else 0
-    return dataclasses.replace(step, bytes=base + queued + step.bytes, margin=step.margin + RUNTIME_RESERVE)
+    waiting = queued * held.inputs if device is None else 0
+    return dataclasses.replace(step, bytes=base + waiting + step.bytes, margin=step.margin + RUNTIME_RESERVE)
 
 
 def profile(model: Any, spec: Any, peak: Estimate, *, backend: Backend, outputs: tuple[Consumer, ...]) -> Profile:

@@ -19,9 +19,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import sys
     import types
 
-    for name in ("keras", "memfit.backends.keras_seam"):
+    for name in ("keras", "memfit.backends.keras_saving", "memfit.backends.keras_seam"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setattr("memfit.backends.keras_seam", sys.modules["memfit.backends.keras_seam"], raising=False)
+        if name != "keras":
+            monkeypatch.setattr(name, sys.modules[name], raising=False)
     monkeypatch.setenv("MEMFIT_CACHE_DIR", str(tmp_path))
     spec = importlib.util.find_spec("memfit.profiling.cache")
     assert spec is not None

@@ -40,7 +40,7 @@ class _Jax:
         return step.fresh_train_function(model)
 
     def step_costs(self) -> StepCosts:
-        return StepCosts(part=0.02, recomputation=0.35)
+        return StepCosts(part=0.005, recomputation=0.45)
 
 
 backend = _Jax()

@@ -40,7 +40,7 @@ class _TensorFlow:
         return None
 
     def step_costs(self) -> StepCosts:
-        return StepCosts(part=0.02, recomputation=0.35)
+        return StepCosts(part=0.01, recomputation=0.4)
 
 
 backend = _TensorFlow()

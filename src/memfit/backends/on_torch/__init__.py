@@ -40,7 +40,7 @@ class _Torch:
         return None
 
     def step_costs(self) -> StepCosts:
-        return StepCosts(part=0.02, recomputation=0.35)
+        return StepCosts(part=0.018, recomputation=0.55)
 
 
 backend = _Torch()
