@@ -117,6 +117,27 @@ def test_seeds_are_found_by_name_and_state_is_kept() -> None:
     assert model.layers[0].rate == 0.5
 
 
+@pytest.mark.parametrize("kind", ["attention", "lstm", "gru"])
+def test_dropout_is_switched_off_in_attention_and_cells(kind: str) -> None:
+    inputs = keras.Input((4, 6))
+    if kind == "attention":
+        layer = keras.layers.MultiHeadAttention(2, 3, dropout=0.5)
+        outputs = layer(inputs, inputs)
+    else:
+        layer = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[kind](3, dropout=0.5, recurrent_dropout=0.5)
+        outputs = layer(inputs)
+    model = keras.Model(inputs, outputs)
+    x = np.ones((2, 4, 6), "float32")
+
+    def called() -> Any:
+        return keras.ops.convert_to_numpy(model(x, training=True))
+
+    with keras_seam.without_dropout(model):
+        assert np.array_equal(called(), called()), gone(f"{type(layer).__name__}.dropout")
+    assert layer.dropout == 0.5
+    assert not np.array_equal(called(), called())
+
+
 def test_symbolic_outputs_computes_shapes_of_every_layer() -> None:
     calls = keras_seam.symbolic_outputs(built(), TensorSpec((2, 3), "float32"))
     assert [(type(layer).__name__, shapes) for layer, shapes in calls if type(layer).__name__ == "Dense"] == [

@@ -214,6 +214,8 @@ def without_dropout(model: Any) -> Iterator[None]:
     changed: list[tuple[Any, str, Any]] = []
     for layer in flat_layers(model):
         for name in ("rate", "stddev", "dropout", "recurrent_dropout", "_dropout"):
+            if isinstance(getattr(type(layer), name, None), property):
+                continue  # it reads one of the others
             value = getattr(layer, name, None)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
                 changed.append((layer, name, value))
