@@ -10,15 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memfit import data, errors, records
+    from memfit import data, errors, records, shrink
     from memfit.fitting import budget, fit, plan, profile
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "budget", "data", "errors", "fit", "plan", "profile", "records"]
+__all__ = ["__version__", "budget", "data", "errors", "fit", "plan", "profile", "records", "shrink"]
 
 _FITTING = ("budget", "fit", "plan", "profile")
-_MODULES = ("data", "errors", "records")
+_MODULES = ("data", "errors", "records", "shrink")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,16 +9,18 @@ if TYPE_CHECKING:
     from memfit.shrink.advising import advise
     from memfit.shrink.comparing import compare
     from memfit.shrink.distilling import distill
+    from memfit.shrink.masking import masked
     from memfit.shrink.pruning import prune
     from memfit.shrink.quantizing import quantize
     from memfit.shrink.slimming import slim
 
-__all__ = ["advise", "compare", "distill", "prune", "quantize", "slim"]
+__all__ = ["advise", "compare", "distill", "masked", "prune", "quantize", "slim"]
 
 _MODULE_OF = {
     "advise": "memfit.shrink.advising",
     "compare": "memfit.shrink.comparing",
     "distill": "memfit.shrink.distilling",
+    "masked": "memfit.shrink.masking",
     "prune": "memfit.shrink.pruning",
     "quantize": "memfit.shrink.quantizing",
     "slim": "memfit.shrink.slimming",

@@ -77,6 +77,31 @@ def _uncompiled(model: Any) -> Iterator[None]:
         model.compiled = was
 
 
+def copied(model: Any) -> Any:
+    """A copy of any built model, compiled as it is, with a fresh optimizer.
+
+    Raises:
+        ArgumentError: The model is of a class of your own that cannot be copied.
+    """
+    if keras_graph.graph_of(model) is not None:
+        return rebuilt(model, lambda layer: None)
+    with keras_saving.no_imports(), keras.saving.custom_object_scope(_own_objects(model)):
+        new = from_config(model, model.get_config())
+        if not new.built:
+            try:
+                new.build_from_config(model.get_build_config())
+            except (TypeError, ValueError, NotImplementedError) as error:
+                raise ArgumentError(
+                    f"The model cannot be copied: {error} Received: {model.name!r}, a {type(model).__name__}. Build it as a "
+                    "Functional or Sequential model, or give its class a get_config and a build."
+                ) from error
+        for source, target in zip(model.variables, new.variables, strict=True):
+            target.assign(source.value)
+        if model.compiled:
+            new.compile_from_config(model.get_compile_config())
+    return new
+
+
 def _own_objects(model: Any) -> dict[str, Any]:
     return keras_seam.own_objects(model) if model.compiled else {type(one).__name__: type(one) for one in model.layers}
 
