@@ -79,3 +79,10 @@ class Backend(Protocol):
 
     def step_costs(self) -> StepCosts:
         """What levers add to the time of a step on this framework and device."""
+
+    def export_litert(self, model: Any, path: str) -> None:
+        """Writes a LiteRT file of a built model, its weights as int8 of dynamic range.
+
+        Raises:
+            NotImplementedError: This framework has no LiteRT converter; TensorFlow alone does.
+        """

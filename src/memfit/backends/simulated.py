@@ -84,6 +84,9 @@ class SimulatedBackend:
     def step_costs(self) -> StepCosts:
         return StepCosts(part=0.02, recomputation=0.33)
 
+    def export_litert(self, model: Any, path: str) -> None:
+        raise NotImplementedError("A simulated device makes no LiteRT files")
+
     def take(self, num_bytes: int) -> None:
         """One step that needs so many bytes."""
         step, self.steps = self.steps, self.steps + 1

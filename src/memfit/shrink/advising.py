@@ -112,9 +112,7 @@ class Advices(Sequence[Advice]):
             for one in self.items
         ]
         head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-        )
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         caption = html.escape(str(self).split("\n", 1)[0])
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>{notes}"

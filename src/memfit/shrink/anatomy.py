@@ -100,7 +100,9 @@ class Call:
         shapes: Of what it gives.
     """
 
-    def __init__(self, part: Part, ties: Ties, arguments: tuple[Any, Any], shapes: Sequence[tuple[int | None, ...]]) -> None:
+    def __init__(
+        self, part: Part, ties: Ties, arguments: tuple[Any, Any], shapes: Sequence[tuple[int | None, ...]]
+    ) -> None:
         self.layer = part.layer
         self.args, self.kwargs = arguments
         self.inputs = [leaf for leaf in keras.tree.flatten(arguments) if isinstance(leaf, Channels)]
@@ -245,7 +247,9 @@ class _Walk:
         """A layer that is called once more keeps what it is: its inputs are tied to those of its first call."""
         for first, again in zip(part.inputs, call.inputs, strict=False):
             call.ties.tie(first.atoms, again.atoms)
-        return [Channels(first.atoms, shape, first.axis) for first, shape in zip(part.outputs, call.shapes, strict=False)]
+        return [
+            Channels(first.atoms, shape, first.axis) for first, shape in zip(part.outputs, call.shapes, strict=False)
+        ]
 
     def _left(self, part: Part, call: Call, reason: str) -> list[Channels]:
         matters = bool(getattr(part.layer, "weights", ())) or any(one.atoms is not None for one in call.inputs)

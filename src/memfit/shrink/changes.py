@@ -6,6 +6,7 @@ A change is proposed where the model has what it is about; whether it can be mad
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -86,7 +87,7 @@ def _whole_widths(model: Any) -> Iterator[Change]:
             f"every layer at {width:g} of its filters and units",
             "the weights of the channels that matter most; fine-tune afterwards",
             int(total * (1 - width * width)),
-            lambda width=width: slim(model, width, verbose=0),
+            functools.partial(slim, model, width, verbose=0),
         )
 
 
@@ -103,7 +104,7 @@ def _layer_widths(model: Any) -> Iterator[Change]:
             f"half of the channels of {name}{tied}",
             "the weights of the channels that matter most; fine-tune afterwards",
             about // 2,
-            lambda name=name: slim(model, {name: 0.5}, verbose=0),
+            functools.partial(slim, model, {name: 0.5}, verbose=0),
         )
 
 

@@ -32,7 +32,9 @@ def _low_rank(model: Any, layer: Any) -> Change:
     rank = layer.output_dim // 4
 
     def narrow(old: Any) -> Any:
-        table = keras.layers.Embedding(old.input_dim, rank, mask_zero=old.mask_zero, name="table", dtype=old.dtype_policy)
+        table = keras.layers.Embedding(
+            old.input_dim, rank, mask_zero=old.mask_zero, name="table", dtype=old.dtype_policy
+        )
         wide = keras.layers.Dense(old.output_dim, use_bias=False, name="widen", dtype=old.dtype_policy)
         return keras.Sequential([table, wide], name=old.name, trainable=old.trainable)
 

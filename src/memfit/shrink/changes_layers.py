@@ -14,7 +14,15 @@ from memfit.shrink import anatomy, rebuilding
 from memfit.shrink.changes import Change, layers_in, replaced, weights_of
 from memfit.shrink.selection import values
 
-_CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D")
+_CONVOLUTIONS = (
+    "Conv1D",
+    "Conv2D",
+    "Conv3D",
+    "DepthwiseConv1D",
+    "DepthwiseConv2D",
+    "SeparableConv1D",
+    "SeparableConv2D",
+)
 _SMALL_KERNEL = 3
 
 
@@ -87,7 +95,17 @@ def _separable(model: Any, layers: list[Any]) -> Change:
 def _as_separable(layer: Any) -> Any:
     config = layer.get_config()
     kind = getattr(keras.layers, f"Separable{type(layer).__name__}")
-    same = ("name", "trainable", "dtype", "filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate")
+    same = (
+        "name",
+        "trainable",
+        "dtype",
+        "filters",
+        "kernel_size",
+        "strides",
+        "padding",
+        "data_format",
+        "dilation_rate",
+    )
     rest = ("activation", "use_bias", "bias_initializer", "bias_regularizer", "activity_regularizer", "bias_constraint")
     return kind.from_config({name: config[name] for name in (*same, *rest)})
 
@@ -102,7 +120,7 @@ def _nearest_separable(old: Any, new: Any) -> None:
     new.depthwise_kernel.assign((left[:, :, 0] * root[:, None]).T.reshape(*sizes, channels, 1))
     new.pointwise_kernel.assign((right[:, 0, :] * root[:, None]).reshape(*([1] * len(sizes)), channels, filters))
     if old.bias is not None:
-        new.bias.assign(old.bias.value)
+        new.bias.assign(values(old.bias))
 
 
 # Global pooling
@@ -138,7 +156,7 @@ def _pooling_instead(model: Any, flatten: Any, dense: Any, rank: int) -> Change:
             # What the layer answers to inputs that are the same everywhere stays.
             new.kernel.assign(kernel.reshape(-1, new.kernel.shape[0], kernel.shape[1]).sum(0))
             if dense.bias is not None:
-                new.bias.assign(dense.bias.value)
+                new.bias.assign(values(dense.bias))
 
     def build() -> Any:
         copy = {id(flatten): pooling, id(dense): lambda layer: rebuilding.from_config(layer, layer.get_config())}
@@ -184,7 +202,7 @@ def _smaller_input(model: Any) -> Iterator[Change]:
     )
 
 
-def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:3] if keras.config.image_data_format() == "channels_last" else shape[2:4]
 
 

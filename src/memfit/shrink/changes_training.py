@@ -49,7 +49,10 @@ def _lighter_optimizers(model: Any) -> Iterator[Change]:
     if state < 1.5 * trained:
         return
     lighter = {
-        "Lion": ("one moment instead of two; a rate of a third to a tenth", lambda rate: keras.optimizers.Lion(rate / 5)),
+        "Lion": (
+            "one moment instead of two; a rate of a third to a tenth",
+            lambda rate: keras.optimizers.Lion(rate / 5),
+        ),
         "Adafactor": ("rows and columns of moments instead of all", lambda rate: keras.optimizers.Adafactor(rate)),
         "SGD": (
             "momentum alone; a rate ten times as high, and a schedule",
@@ -111,7 +114,8 @@ def _sparse(entry: Any) -> Any:
         return [_sparse(one) for one in entry]
     if isinstance(entry, dict) and entry.get("class_name") in _SPARSE:
         name = _SPARSE[entry["class_name"]]
-        kept = {key: one for key, one in entry["config"].items() if key not in ("label_smoothing",)}
+        kept = {key: one for key, one in entry["config"].items() if key != "label_smoothing"}
+        kept["name"] = _SPARSE.get(kept.get("name", ""), kept.get("name"))
         return {**entry, "class_name": name, "registered_name": None, "config": kept}
     return entry
 

@@ -23,7 +23,6 @@ class Cost:
         weights: Bytes of its weights, trained or not.
         optimizer_state: Bytes of the optimizer's variables.
         step: What one training step takes on top, the gradients and the batch included.
-        inference_step: The same of a prediction step; None where it was not asked for.
         source: How the steps are known.
     """
 
@@ -31,7 +30,6 @@ class Cost:
     weights: int
     optimizer_state: int
     step: int
-    inference_step: int | None
     source: str
 
     @property
@@ -39,22 +37,14 @@ class Cost:
         """The peak of training."""
         return self.weights + self.optimizer_state + self.step
 
-    @property
-    def inference(self) -> int | None:
-        """The peak of prediction."""
-        return None if self.inference_step is None else self.weights + self.inference_step
 
-
-def cost(
-    model: Any, batch_size: int, *, shapes: Sequence[tuple[int, ...]] | None = None, inference: bool = False
-) -> Cost:
+def cost(model: Any, batch_size: int, *, shapes: Sequence[tuple[int, ...]] | None = None) -> Cost:
     """Analyses one step, as ``memfit.profile`` does; nothing is trained.
 
     Args:
         model: A built and compiled model.
         batch_size: Samples of a step.
         shapes: Of one sample of each input, where the model leaves them open.
-        inference: Whether the prediction step is analysed too.
 
     Raises:
         ArgumentError: The model leaves shapes open and none are given.
@@ -65,15 +55,26 @@ def cost(
         keras_seam.symbolic_build(model, found.spec)
     held = peak.holdings(model, found.spec)
     step = peak.step_bytes(model, found.spec, None, backend=backend) or _from_shapes(model, found.spec, held)
-    ahead = peak.step_bytes(model, found.spec, None, backend=backend, kind="predict") if inference else None
     return Cost(
         parameters=parameters(model),
         weights=held.weights,
         optimizer_state=held.optimizer_state,
         step=step.bytes + held.inputs,
-        inference_step=None if ahead is None else ahead.bytes + layers.tensor_bytes(found.spec[0]),
         source=step.source,
     )
+
+
+def prediction_peak(model: Any, batch_size: int) -> int | None:
+    """Bytes at the peak of prediction, by analysis, of a process that holds the weights alone; None where it has none.
+
+    Raises:
+        ArgumentError: The model leaves shapes open.
+    """
+    found, _ = batches.described(with_synthetic_data(model, {"batch_size": batch_size}))
+    step = peak.step_bytes(model, found.spec, None, backend=backends.current(), kind="predict")
+    if step is None:
+        return None
+    return layers.variable_bytes(model.variables) + step.bytes + layers.tensor_bytes(found.spec[0])
 
 
 def _from_shapes(model: Any, spec: Any, held: peak.Holdings) -> Estimate:

@@ -77,28 +77,41 @@ def _uncompiled(model: Any) -> Iterator[None]:
         model.compiled = was
 
 
-def copied(model: Any) -> Any:
+def copied(model: Any, *, change: Callable[[Any], None] | None = None) -> Any:
     """A copy of any built model, compiled as it is, with a fresh optimizer.
+
+    Args:
+        model: The model; it is left as it is.
+        change: Called with the copy before it is compiled.
 
     Raises:
         ArgumentError: The model is of a class of your own that cannot be copied.
     """
-    if keras_graph.graph_of(model) is not None:
-        return rebuilt(model, lambda layer: None)
     with keras_saving.no_imports(), keras.saving.custom_object_scope(_own_objects(model)):
-        new = from_config(model, model.get_config())
-        if not new.built:
-            try:
-                new.build_from_config(model.get_build_config())
-            except (TypeError, ValueError, NotImplementedError) as error:
-                raise ArgumentError(
-                    f"The model cannot be copied: {error} Received: {model.name!r}, a {type(model).__name__}. Build it as a "
-                    "Functional or Sequential model, or give its class a get_config and a build."
-                ) from error
-        for source, target in zip(model.variables, new.variables, strict=True):
-            target.assign(source.value)
+        if keras_graph.graph_of(model) is not None:
+            new = rebuilt(model, lambda layer: None, compile_config=None)
+        else:
+            new = _of_class(model)
+        if change is not None:
+            change(new)
         if model.compiled:
             new.compile_from_config(model.get_compile_config())
+    return new
+
+
+def _of_class(model: Any) -> Any:
+    """A copy of a model whose call is its class' own."""
+    new = from_config(model, model.get_config())
+    if not new.built:
+        try:
+            new.build_from_config(model.get_build_config())
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ArgumentError(
+                f"The model cannot be copied: {error} Received: {model.name!r}, a {type(model).__name__}. Build it as a "
+                "Functional or Sequential model, or give its class a get_config and a build."
+            ) from error
+    for source, target in zip(model.variables, new.variables, strict=True):
+        target.assign(values(source))
     return new
 
 
@@ -134,7 +147,7 @@ def copy_weights(old: Any, new: Any) -> None:
     """Gives a layer the weights of another as far as their shapes agree, and its vocabulary or statistics."""
     for source, target in zip(getattr(old, "weights", ()), getattr(new, "weights", ()), strict=False):
         if tuple(source.shape) == tuple(target.shape):
-            target.assign(source.value)
+            target.assign(values(source))
     if callable(getattr(old, "finalize_state", None)) and new.built:
         new.finalize_state()
     if callable(getattr(old, "load_assets", None)):

@@ -67,7 +67,18 @@ def _is_array(leaf: object) -> bool:
 
 _ELEMENTWISE_LAYERS = ("Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract")
 _ELEMENTWISE_OPS = (
-    *("Add", "Subtract", "Multiply", "Divide", "DivideNoNan", "TrueDivide", "Maximum", "Minimum", "Power", "FloorDivide"),
+    *(
+        "Add",
+        "Subtract",
+        "Multiply",
+        "Divide",
+        "DivideNoNan",
+        "TrueDivide",
+        "Maximum",
+        "Minimum",
+        "Power",
+        "FloorDivide",
+    ),
     *("Mod", "Greater", "GreaterEqual", "Less", "LessEqual", "Equal", "NotEqual", "Where", "LogicalAnd", "LogicalOr"),
     *("Arctan2", "Hypot", "Logaddexp"),
 )

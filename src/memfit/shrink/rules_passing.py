@@ -32,7 +32,7 @@ def softmax(call: Call) -> list[Channels] | None:
 def activation(call: Call) -> list[Channels] | None:
     """Every activation function is elementwise but a softmax."""
     name = getattr(call.layer.activation, "__name__", "")
-    if "soft" in name and "max" in name or name == "sparsemax":
+    if ("soft" in name and "max" in name) or name == "sparsemax":
         return None
     own = not getattr(call.layer.activation, "__module__", "keras.").startswith("keras.")
     return None if own else passing(call)
@@ -139,12 +139,18 @@ def _for_dimensions(rule: Any, *names: str) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = {
-    **_by_name(passing, "Dropout", "GaussianDropout", "GaussianNoise", "AlphaDropout", "Identity", "Masking", "Rescaling"),
+    **_by_name(
+        passing, "Dropout", "GaussianDropout", "GaussianNoise", "AlphaDropout", "Identity", "Masking", "Rescaling"
+    ),
     **_by_name(passing, "ReLU", "LeakyReLU", "ELU", "ActivityRegularization", "UnitNormalization"),
-    **_for_dimensions(passing, "MaxPooling", "AveragePooling", "ZeroPadding", "Cropping", "UpSampling", "SpatialDropout"),
+    **_for_dimensions(
+        passing, "MaxPooling", "AveragePooling", "ZeroPadding", "Cropping", "UpSampling", "SpatialDropout"
+    ),
     **_for_dimensions(passing, "AdaptiveAveragePooling", "AdaptiveMaxPooling"),
     **_by_name(passing, "ops.Relu", "ops.Relu6", "ops.Sigmoid", "ops.Tanh", "ops.Softplus", "ops.Softsign", "ops.Silu"),
-    **_by_name(passing, "ops.Gelu", "ops.Elu", "ops.Selu", "ops.LeakyRelu", "ops.HardSigmoid", "ops.HardSilu", "ops.Exp"),
+    **_by_name(
+        passing, "ops.Gelu", "ops.Elu", "ops.Selu", "ops.LeakyRelu", "ops.HardSigmoid", "ops.HardSilu", "ops.Exp"
+    ),
     **_by_name(passing, "ops.Log", "ops.Log1p", "ops.Sqrt", "ops.Rsqrt", "ops.Square", "ops.Absolute", "ops.Negative"),
     **_by_name(passing, "ops.Clip", "ops.Cast", "ops.Sign", "ops.Round", "ops.StopGradient", "ops.Abs", "ops.Expm1"),
     **_for_dimensions(global_pooling, "GlobalAveragePooling", "GlobalMaxPooling"),

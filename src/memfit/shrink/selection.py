@@ -104,7 +104,8 @@ def _relative(classes: np.ndarray, strengths: np.ndarray, size: int) -> np.ndarr
 
 def values(weight: Any) -> np.ndarray:
     """A weight as a numpy array."""
-    return np.asarray(keras.ops.convert_to_numpy(weight.value))
+    # A copy: on JAX a view would be of memory that the next step of the model gives away.
+    return np.array(keras.ops.convert_to_numpy(weight.value))
 
 
 def narrowed(

@@ -42,5 +42,8 @@ class _Jax:
     def step_costs(self) -> StepCosts:
         return StepCosts(part=0.005, recomputation=0.45)
 
+    def export_litert(self, model: Any, path: str) -> None:
+        raise NotImplementedError("LiteRT files are made on TensorFlow")
+
 
 backend = _Jax()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from memfit.backends.on_tensorflow import analysis, memory, oom, remat, step
+from memfit.backends.on_tensorflow import analysis, litert, memory, oom, remat, step
 from memfit.backends.protocol import PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
@@ -41,6 +41,9 @@ class _TensorFlow:
 
     def step_costs(self) -> StepCosts:
         return StepCosts(part=0.01, recomputation=0.4)
+
+    def export_litert(self, model: Any, path: str) -> None:
+        litert.export(model, path)
 
 
 backend = _TensorFlow()

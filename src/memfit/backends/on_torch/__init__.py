@@ -42,5 +42,8 @@ class _Torch:
     def step_costs(self) -> StepCosts:
         return StepCosts(part=0.018, recomputation=0.55)
 
+    def export_litert(self, model: Any, path: str) -> None:
+        raise NotImplementedError("LiteRT files are made on TensorFlow")
+
 
 backend = _Torch()
