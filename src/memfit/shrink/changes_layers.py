@@ -139,7 +139,7 @@ def _pooled(model: Any) -> Iterator[Change]:
         after = readers.get(operation.writes[0], [])
         while len(after) == 1 and type(after[0].called).__name__ == "Dropout":
             after = readers.get(after[0].writes[0], [])
-        positions = [size for size in shape[1:-1]]
+        positions = list(shape[1:-1])
         known = len(shape) > 2 and None not in positions and math.prod(positions) > 1
         if known and len(after) == 1 and type(after[0].called).__name__ == "Dense":
             yield _pooling_instead(model, operation.called, after[0].called, len(shape) - 2)

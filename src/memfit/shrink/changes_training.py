@@ -72,7 +72,7 @@ def _lighter_optimizers(model: Any) -> Iterator[Change]:
             "optimizer",
             f"{name} instead of {type(model.optimizer).__name__}: {why}",
             "all weights; the learning rate has to be tuned",
-            state - trained if name != "Adafactor" else state,
+            state - trained - (name != "Lion"),
             build,
         )
 

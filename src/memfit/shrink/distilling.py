@@ -43,8 +43,8 @@ def distill(
 
     Args:
         teacher: A built model; it is left as it is.
-        student: A built and compiled model with the teacher's inputs and outputs; it is trained, as ``fit`` would. Or "auto": the
-            teacher at half its width, compiled as the teacher is.
+        student: A built and compiled model with the teacher's inputs and outputs; it is trained, as ``fit`` would. Or "auto":
+            the teacher at half its width, compiled as the teacher is.
         data: ``(x, y)`` or ``(x, y, sample_weight)`` of arrays, or a dataset of batches.
         how: "disk", "step", "half", or "auto": from disk where the data are arrays that stay the same from epoch to epoch and
             the disk has room, else in the step, and in half precision where that does not fit.
