@@ -222,12 +222,12 @@ def test_advice_is_what_the_changed_model_takes() -> None:
 def test_a_changed_embedding_is_as_near_as_it_can_be() -> None:
     from memfit.shrink import changes_embeddings
 
-    model = _compiled(keras.Sequential([keras.Input((3,), dtype="int32"), L.Embedding(300, 16), L.LSTM(4)]))
+    model = _compiled(keras.Sequential([keras.Input((3,), dtype="int32"), L.Embedding(324, 16), L.LSTM(4)]))
     low, high = np.random.default_rng(0).normal(size=(2, 18, 16)).astype("float32")
-    words = np.arange(300)
+    words = np.arange(324)
     model.layers[0].set_weights([low[words % 18] + high[words // 18]])
     changed = {one.kind: one.build() for one in changes_embeddings.all_of(model)}
-    x = np.array([[0, 17, 299], [5, 18, 200]], "int32")
+    x = np.array([[0, 17, 323], [5, 18, 200]], "int32")
     np.testing.assert_allclose(
         changed["hashed embedding"].predict_on_batch(x), model.predict_on_batch(x), rtol=1e-3, atol=1e-4
     )
@@ -285,11 +285,15 @@ def test_int8_takes_less_and_says_nearly_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(keras.quantizers, "GPTQConfig"), reason="this Keras has no GPTQ")
 def test_gptq_calibrates_on_samples_of_any_kind() -> None:
-    model = keras.Sequential([keras.Input((6,)), L.Dense(128, activation="relu"), L.Dense(3)])
-    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    keras.utils.set_random_seed(0)
+    # The first layer has columns of one sign, which Keras' zero points get wrong: it is left.
+    model = keras.Sequential([keras.Input((2,)), L.Dense(64, activation="relu"), L.Dense(64), L.Dense(4)])
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
     done = memfit.shrink.quantize(model, "gptq", (x,), verbose=0)
-    assert {layer.quantization_mode for layer in done.model.layers} == {"gptq"}
-    np.testing.assert_allclose(done.model.predict_on_batch(x), model.predict_on_batch(x), atol=0.5)
+    assert [layer.quantization_mode for layer in done.model.layers] == [None, "gptq", "gptq"]
+    assert done.left == (model.layers[0].name,)
+    before, after = model.predict_on_batch(x), done.model.predict_on_batch(x)
+    assert np.square(after - before).mean() < 0.05 * np.square(before).mean()
 
 
 def test_a_comparison_has_a_row_for_each_model() -> None:

@@ -213,7 +213,7 @@ def checked_graph(model: Any) -> Any:
     if functional is None:
         raise ArgumentError(
             f"The model has no graph that can be followed. Received: {model.name!r}, a {type(model).__name__} with a call of "
-            "its own. Build it as a Functional or Sequential model, or shrink such models inside it and put them in their place."
+            "its own. Build it as a Functional or Sequential model, or shrink such models inside it."
         )
     return functional
 

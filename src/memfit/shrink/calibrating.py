@@ -15,6 +15,7 @@ import numpy as np
 from memfit.backends import keras_seam
 from memfit.errors import ArgumentError
 from memfit.shrink import measuring
+from memfit.shrink.selection import values
 
 _GROUP_SIZE = 128
 
@@ -61,6 +62,24 @@ def config(model: Any, mode: str, x: Any, *, samples: int, batch_size: int) -> A
         sequence_length=size,
         group_size=_GROUP_SIZE,
         quantization_layer_structure={"pre_block_layers": [], "sequential_blocks": [_FromNumbers(model, x)]},
+    )
+
+
+def can_be_calibrated(layer: Any) -> bool:
+    """Whether Keras' GPTQ and AWQ get a layer right.
+
+    Their zero points are unsigned (seen in Keras 3.15): where all weights of a group are of one sign, as happens with few
+    inputs, the zero point wraps around and the layer's output is several times too large.
+    """
+    kernel = getattr(layer, "kernel", None)
+    if kernel is None:
+        return True
+    value = values(kernel)
+    as_rows = (value.reshape(value.shape[0], -1), value.reshape(-1, value.shape[-1]))
+    return all(
+        bool(((group.min(0) <= 0) & (group.max(0) >= 0)).all())
+        for rows in as_rows
+        for group in (rows[start : start + _GROUP_SIZE] for start in range(0, len(rows), _GROUP_SIZE))
     )
 
 

@@ -90,13 +90,15 @@ def quantize(
         settings: dict[str, Any] = {}
         if mode in _CALIBRATED and arguments is not None:
             x = arguments["x"]
+            settings["filters"] = calibrating.can_be_calibrated
             settings["config"] = calibrating.config(made, mode, x, samples=_CALIBRATION_SAMPLES, batch_size=batch_size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns of each layer that it leaves; they are named below
             made.quantize(mode, **settings)
-        for one in settings.values():
+        if "config" in settings:
             # The layers keep the configuration and would save what the calibration took.
-            one.dataset, one.tokenizer, one.quantization_layer_structure = None, None, None
+            config = settings["config"]
+            config.dataset, config.tokenizer, config.quantization_layer_structure = None, None, None
 
     copy = rebuilding.copied(model, change=change)
     left = tuple(layer.name for layer in keras_seam.flat_layers(copy) if _is_left(layer))
