@@ -13,7 +13,8 @@ from memfit import backends
 from memfit.errors import ArgumentError
 from memfit.executing.arguments import check_model
 from memfit.reporting.console import shown
-from memfit.shrink import anatomy, changes, costs
+from memfit.shrink import anatomy, costs, proposing
+from memfit.shrink.changes import Change
 from memfit.units import text
 
 MOST = 24
@@ -161,7 +162,7 @@ def advise(
     found = anatomy.anatomy(model)
     backend = backends.current()
     before = costs.cost(model, batch_size, shapes=shapes)
-    candidates = _chosen(changes.proposed(model), quick)
+    candidates = _chosen(proposing.proposed(model), quick)
     notes = [f"{name} stays as it is: {reason}" for name, reason in found.left.items()]
     advice = []
     for number, change in enumerate(candidates, 1):
@@ -178,7 +179,7 @@ def advise(
     return Advices(model.name, batch_size, before, tuple(saving), tuple(notes))
 
 
-def _chosen(proposed: list[changes.Change], quick: bool) -> list[changes.Change]:
+def _chosen(proposed: list[Change], quick: bool) -> list[Change]:
     """Those about the most bytes, of every kind at least one."""
     first = list({change.kind: change for change in reversed(proposed)}.values())
     if quick:
@@ -187,7 +188,7 @@ def _chosen(proposed: list[changes.Change], quick: bool) -> list[changes.Change]
     return [*first, *rest[: max(0, MOST - len(first))]]
 
 
-def _after(change: changes.Change, step: tuple[int, Any]) -> costs.Cost | str:
+def _after(change: Change, step: tuple[int, Any]) -> costs.Cost | str:
     """The cost of the changed model, or why it cannot be made."""
     batch_size, shapes = step
     try:

@@ -75,8 +75,9 @@ class Comparison(Sequence[Measured]):
         scale = 1 if against == "parameters" else 2**20
         fastest = max((row.samples_per_second for row in shown), default=1.0)
         for row in shown:
-            size, x = 30 + 170 * row.samples_per_second / fastest, getattr(row, against) / scale
-            axes.scatter([x], [row.score], s=size)
+            size: float = 30 + 170 * row.samples_per_second / fastest
+            x: Any = getattr(row, against) / scale
+            axes.scatter([x], [row.score or 0.0], s=size)
             axes.annotate(row.name, (x, row.score), xytext=(6, 6), textcoords="offset points")
         axes.set_xlabel("parameters" if against == "parameters" else f"{against} in MiB")
         axes.set_ylabel(shown[0].score_name if shown else "score")

@@ -13,7 +13,8 @@ import numpy as np
 
 from memfit.backends import keras_graph, keras_saving, keras_seam
 from memfit.errors import ArgumentError
-from memfit.shrink.anatomy import Anatomy, Part, checked_graph
+from memfit.shrink.anatomy import Anatomy, checked_graph
+from memfit.shrink.calls import Part
 from memfit.shrink.channels import Kept
 from memfit.shrink.selection import values
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from memfit.shrink import rules_attention, rules_joining, rules_passing, rules_recurrent, rules_weighted
-from memfit.shrink.anatomy import Rule
+from memfit.shrink.calls import Rule
 
 _RULES: dict[str, Rule] = {
     **rules_weighted.RULES,

@@ -7,7 +7,7 @@ import math
 import keras
 import numpy as np
 
-from memfit.shrink.anatomy import Call, Rule
+from memfit.shrink.calls import Call, Rule
 from memfit.shrink.channels import Channels
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from memfit.shrink.anatomy import Call, Rule
+from memfit.shrink.calls import Call, Rule
 from memfit.shrink.channels import Atoms, Channels
 
 

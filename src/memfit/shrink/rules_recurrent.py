@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from memfit.shrink.anatomy import Call, Rule
+from memfit.shrink.calls import Call, Rule
 from memfit.shrink.channels import Atoms, Channels
 
 _GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}

@@ -133,6 +133,15 @@ def narrowed(
             del chosen[key]
 
 
+def undivided(found: Anatomy, share: Callable[[Dimension], float], kept: Kept) -> list[str]:
+    """The layers that keep all their channels because groups would else keep different numbers of them."""
+    return [
+        one.makers[0]
+        for one in dimensions(found)
+        if any(one.cells) and round(share(one) * len(one.members)) < len(one.members) and kept.mask[one.members].all()
+    ]
+
+
 def _weakest(dimension: Dimension, share: float, scores: np.ndarray) -> np.ndarray:
     """The classes to remove: in each cell all but the strongest."""
     removed = []

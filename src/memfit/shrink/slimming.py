@@ -41,6 +41,8 @@ def slim(model: Any, width: float | Mapping[str, float] = 0.5, *, importance: st
     smaller = rebuilding.cut(found, kept)
     for line in left_lines(found):
         say(line, quiet=verbose == 0)
+    for name in selection.undivided(found, share, kept):
+        say(f"memfit: {name} keeps its width: its channels feed groups that would become uneven", quiet=verbose == 0)
     say(
         f"memfit: {model.name} slimmed from {rebuilding.parameters(model):,} to {rebuilding.parameters(smaller):,} parameters",
         quiet=verbose == 0,
