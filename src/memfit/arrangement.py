@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+_PASSES = 3
+"""A training step computes about three forward passes: one forward, two backward."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -89,12 +92,33 @@ NO_LEVERS = Levers()
 
 @dataclasses.dataclass(frozen=True)
 class StepCosts:
-    """What levers add to the time of a step, relative to the plain step; measured (``benchmarks/planning.py``).
+    """What levers add to the time of a step on a framework and device; fitted to rows of ``benchmarks/planning.py``.
 
     Attributes:
-        part: Each part of a batch after the first.
-        recomputation: Computing the whole forward pass once more.
+        recomputation: Computing the whole forward pass once more, relative to the plain step.
+        part_seconds: Starting a part of a batch, whatever the model.
+        layer_seconds: The same for each layer of the model: its operations are issued once more.
+        efficiency: Of the rate at which the device multiplies matrices, what a step reaches.
+
+    Example:
+        >>> costs = StepCosts(recomputation=0.4, part_seconds=1e-3, layer_seconds=1e-4, efficiency=0.5)
+        >>> round(costs.part(3.3e9, num_layers=10, rate=1e11), 3)  # a step of 0.2 s
+        0.01
     """
 
-    part: float
     recomputation: float
+    part_seconds: float
+    layer_seconds: float
+    efficiency: float
+
+    def part(self, forward: float, *, num_layers: int, rate: float) -> float:
+        """What each part after the first adds to the time of a step, relative to the plain step.
+
+        Args:
+            forward: Floating-point operations of a forward pass over the whole batch.
+            num_layers: Layers that are issued one after the other, a recurrent one once for each of its time steps.
+            rate: Floating-point operations a second at which the device multiplies matrices.
+        """
+        issuing = self.part_seconds + self.layer_seconds * num_layers
+        computing = _PASSES * forward / (self.efficiency * rate)
+        return issuing / (issuing + computing)

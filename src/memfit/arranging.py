@@ -15,6 +15,7 @@ from memfit.planning import fastest, planner
 from memfit.planning.fastest import Found, Option
 from memfit.predicting import Predictions
 from memfit.profiling.batches import Batches
+from memfit.profiling.rate import matrix_rate
 from memfit.records import NO_LEVERS, Budget, Estimate, Levers, Plan, Profile, Split
 from memfit.reporting.console import shown
 from memfit.units import text
@@ -23,6 +24,9 @@ _WORTH = 0.02
 """A further option is analysed where it may save this share of a step's time."""
 
 _RUNGS = 8
+
+_UNKNOWN_PART = 0.02
+"""What a part is said to add to the time of a step where the model's operations cannot be counted."""
 
 _TEST_SHARE = 0.25
 """Of the room that is left, what a step of a tiny batch may take: a test holds two steps' results and what runs them."""
@@ -113,14 +117,14 @@ class Arrangements:
 
     def _under(self, ceiling: int, whole: Estimate, profile: Profile) -> tuple[Plan, Split | None]:
         """The plan under a ceiling that the plain step is above, and its split."""
-        batch_size, costs = self._batches.batch_size or 1, self._backend.step_costs()
+        batch_size, part_time = self._batches.batch_size or 1, self._part_time()
         while True:
             search = fastest.search(
                 self._options(),
                 batch_size,
                 predict=self._predicted,
                 ceiling=ceiling,
-                part_time=costs.part,
+                part_time=part_time,
                 splits=batch_size > 1 and self._may_split,
                 guess=functools.partial(self._guessed, whole),
                 worth=_WORTH,
@@ -135,6 +139,13 @@ class Arrangements:
         split = None if plan.micro_batch_size is None else self._split(plan.micro_batch_size)
         plan = plan.because(*self._dropped, proof.reason, *self._could_allow())
         return dataclasses.replace(plan, exact=split is None or self.separability().split is not None), split
+
+    def _part_time(self) -> float:
+        """What each part after the first adds to the time of a step, relative to the plain step."""
+        if remat.blocked_reason(self._model) is not None:
+            return _UNKNOWN_PART
+        chain = self._chain()
+        return self._backend.step_costs().part(chain.cost, num_layers=chain.rounds, rate=matrix_rate())
 
     @property
     def _may_split(self) -> bool:

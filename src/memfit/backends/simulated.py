@@ -82,7 +82,7 @@ class SimulatedBackend:
         return None
 
     def step_costs(self) -> StepCosts:
-        return StepCosts(part=0.02, recomputation=0.33)
+        return StepCosts(recomputation=0.33, part_seconds=0.0, layer_seconds=1e-4, efficiency=1.0)
 
     def take(self, num_bytes: int) -> None:
         """One step that needs so many bytes."""

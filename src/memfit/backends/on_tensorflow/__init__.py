@@ -40,7 +40,7 @@ class _TensorFlow:
         return None
 
     def step_costs(self) -> StepCosts:
-        return StepCosts(part=0.01, recomputation=0.4)
+        return StepCosts(recomputation=0.4, part_seconds=1e-3, layer_seconds=2e-4, efficiency=0.5)
 
 
 backend = _TensorFlow()
