@@ -149,8 +149,9 @@ def test_with_recomputation_and_micro_batches(setting: str) -> None:
     model, _, spec = compiled("transformer")
     levers = Levers(remat=remat.everything(remat.chain(model, spec), 2), precision=setting)
     expected = losses("transformer", Levers())
+    tolerance = 0.04 if setting == BFLOAT16 else 0.15  # the first steps may overflow the scale that they start with
     for split in (None, Split(3)):
-        np.testing.assert_allclose(losses("transformer", levers, split), expected, rtol=0.04)
+        np.testing.assert_allclose(losses("transformer", levers, split), expected, rtol=tolerance)
 
 
 def names(model: Any) -> set[str]:
@@ -333,7 +334,8 @@ def test_the_users_train_function_is_used_again() -> None:
 # What the planner sees
 
 
-def test_kept_analyses_are_told_apart() -> None:
+def test_kept_analyses_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", "/nowhere")
     model, _, spec = compiled("subclassed")
     backend = backends.current()
     keys = [cache.key(model, spec, None, "train", backend)]
