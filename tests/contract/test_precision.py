@@ -286,7 +286,7 @@ def test_everything_is_put_back(setting: str, fails: bool) -> None:
     model.predict(x, batch_size=BATCH, verbose=0)
     backend, before = backends.current(), snapshot(model)
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     callbacks = [keras.callbacks.LambdaCallback(on_train_batch_end=fail)] if fails else []
@@ -332,6 +332,21 @@ def test_the_users_train_function_is_used_again() -> None:
 
 
 # What the planner sees
+
+
+def test_the_analysis_sees_fewer_bytes() -> None:
+    hidden = [layers.Dense(128, activation="relu") for _ in range(12)]
+    model = keras.Sequential([keras.Input((128,)), *hidden, layers.Dense(1)])
+    model.compile("sgd", "mse")
+    spec = TensorSpec((8192, 128), "float32"), TensorSpec((8192, 1), "float32"), None
+    keras_seam.symbolic_build(model, spec)
+    backend = backends.current()
+    plain = backend.step_bytes(model, spec, None)
+    with precision.attached(model, BFLOAT16, backend):
+        less = backend.step_bytes(model, spec, None)
+    assert plain is not None
+    assert less is not None
+    assert less.bytes < {"torch": 0.8, "jax": 0.95, "tensorflow": 1.0}[backend.name] * plain.bytes
 
 
 def test_kept_analyses_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

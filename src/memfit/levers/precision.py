@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from memfit.backends import keras_graph, keras_seam
 from memfit.backends.protocol import Backend
@@ -26,6 +27,8 @@ from memfit.levers.replaced import fresh_inference, fresh_train_function, replac
 
 SETTINGS = ("mixed_bfloat16", "mixed_float16")
 """What ``Levers.precision`` may be: the names of Keras' policies."""
+
+_FEW = 2
 
 _REFUSALS = (TypeError, ValueError, RuntimeError, NotImplementedError)
 """What frameworks raise where a model's own code mixes dtypes."""
@@ -68,19 +71,28 @@ def blocked_reason(model: Any, spec: Any, backend: Backend, *, precision: str | 
 
 def _refusal(model: Any, spec: Any, precision: str) -> str | None:
     """Why a model's own ``call`` does not run with its layers lowered, or None."""
+    half = precision.removeprefix("mixed_")
     try:
         with contextlib.ExitStack() as stack:
             _lower(model, precision, stack)
-            outer = [call for call in _calls(model, spec[0]) if call.layer is model and not call.inside]
+            returned = _output_dtypes(model, spec[0], half)
     except _REFUSALS as error:
         return f"{type(model).__name__}.call mixes float32 with what its layers compute: {str(error).splitlines()[0]}"
-    if any(dtype == precision.removeprefix("mixed_") for call in outer for _, dtype in call.outputs):
+    if half in returned:
         return f"{type(model).__name__}.call returns what another layer than its last computes"
     return None
 
 
-def _calls(model: Any, x: Any) -> list[Any]:
-    return keras_graph.symbolic_calls(lambda inputs: keras_seam.forward(model, inputs, training=True), x)
+def _output_dtypes(model: Any, x: Any, half: str) -> list[str]:
+    """What the model's call returns, by shapes alone; on two samples of zeros where those do not tell the precision."""
+    calls = keras_graph.symbolic_calls(lambda inputs: keras_seam.forward(model, inputs, training=True), x)
+    found = {id(call.layer): [dtype for _, dtype in call.outputs] for call in calls if not call.inside}
+    if any(dtype == half for call in calls for _, dtype in call.outputs):
+        return found.get(id(model), [])
+    zeros = keras_seam.map_leaves(lambda leaf: np.zeros((_FEW, *leaf.shape[1:]), leaf.dtype), x)
+    with keras_seam.preserved_state(model), keras_seam.kept_call_losses(model):
+        outputs = keras_seam.forward(model, keras_seam.map_leaves(keras.ops.convert_to_tensor, zeros), training=True)
+    return [keras_seam.dtype_name(leaf) for leaf in keras_seam.flatten(outputs)]
 
 
 @contextlib.contextmanager
