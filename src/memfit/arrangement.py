@@ -65,9 +65,12 @@ class Levers:
 
     Attributes:
         remat: What is recomputed in the backward pass; None for nothing. Exact.
+        precision: "mixed_bfloat16" or "mixed_float16": what most layers compute in, by Keras' name; None for what the user
+            set. Not exact.
     """
 
     remat: Remat | None = None
+    precision: str | None = None
 
     def __bool__(self) -> bool:
         return self != Levers()
@@ -75,10 +78,13 @@ class Levers:
     @property
     def text(self) -> str:
         """What is pulled, in words; empty where nothing is."""
-        if self.remat is None:
-            return ""
-        number = len(self.remat.segments)
-        return f"{number} segment{'s' if number > 1 else ''} recomputed in the backward pass"
+        words = []
+        if self.remat is not None:
+            number = len(self.remat.segments)
+            words.append(f"{number} segment{'s' if number > 1 else ''} recomputed in the backward pass")
+        if self.precision is not None:
+            words.append(f"computed in {self.precision.removeprefix('mixed_')} where that is safe")
+        return ", ".join(words)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Levers:

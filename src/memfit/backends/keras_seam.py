@@ -76,7 +76,7 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any) ->
 
 def compile_marks(model: Any) -> tuple[Any, ...]:
     """What ``compile`` replaces: a step traced for the model holds while each of these is the very same object."""
-    return (model._compile_loss, model._compile_metrics, model.optimizer, model.jit_compile, model.run_eagerly)
+    return (model._compile_loss, model._compile_metrics, own_optimizer(model), model.jit_compile, model.run_eagerly)
 
 
 def steps_on_iterator(model: Any, step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -116,6 +116,30 @@ def marked_with(model: Any, remat: Any) -> Iterator[None]:
             set_attribute(model, _REMAT, previous)
 
 
+_PRECISION = "_memfit_precision"
+
+
+def precision_of(model: Any) -> str | None:
+    """The precision that the lever put on the model, as ``records.Levers`` names it, or None."""
+    return vars(model).get(_PRECISION, (None, None))[0]
+
+
+def own_optimizer(model: Any) -> Any:
+    """The optimizer that the user compiled with, also where the precision lever scales the loss around it."""
+    marks = vars(model).get(_PRECISION)
+    return model.optimizer if marks is None else marks[1]
+
+
+@contextlib.contextmanager
+def marked_with_precision(model: Any, precision: str) -> Iterator[None]:
+    """Inside, ``precision_of`` and ``own_optimizer`` tell the precision and the present optimizer."""
+    set_attribute(model, _PRECISION, (precision, model.optimizer))
+    try:
+        yield
+    finally:
+        remove_attribute(model, _PRECISION)
+
+
 def is_distributed(model: Any) -> bool:
     """Whether the model trains on several devices: ``keras.distribution``, a TensorFlow strategy, or torch's DDP."""
     if keras.distribution.distribution() is not None or getattr(model, "ddp_model", None) is not None:
@@ -140,7 +164,7 @@ def own_objects(model: Any) -> dict[str, Any]:
     losses, metrics = model._compile_config.config.get("loss"), model._compile_config.config.get("metrics")
     found += [
         leaf if callable(leaf) and hasattr(leaf, "__name__") else type(leaf)
-        for leaf in keras.tree.flatten([losses, metrics, model.optimizer])
+        for leaf in keras.tree.flatten([losses, metrics, own_optimizer(model)])
         if leaf is not None and not isinstance(leaf, str)
     ]
     own = [one for one in found if not getattr(one, "__module__", "").startswith("keras.src.")]

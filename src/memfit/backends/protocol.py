@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
+from memfit.backends.half_precision import HalfPrecision
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
 StepKind = Literal["train", "test", "predict"]
@@ -76,6 +77,9 @@ class Backend(Protocol):
 
     def fresh_train_function(self, model: Any) -> Any | None:
         """A train function for Keras' own step that no trace of an earlier one serves; None where Keras makes one itself."""
+
+    def half_precision(self) -> HalfPrecision:
+        """Which half precision the device that trains computes in hardware, and how that is known."""
 
     def step_costs(self) -> StepCosts:
         """What levers add to the time of a step on this framework and device."""

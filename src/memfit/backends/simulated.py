@@ -22,6 +22,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from memfit.backends.half_precision import HalfPrecision, of_compute_capability
 from memfit.backends.protocol import PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
@@ -80,6 +81,9 @@ class SimulatedBackend:
 
     def fresh_train_function(self, model: SimulatedModel) -> None:
         return None
+
+    def half_precision(self) -> HalfPrecision:
+        return of_compute_capability((7, 5))
 
     def step_costs(self) -> StepCosts:
         return StepCosts(recomputation=0.33, part_seconds=0.0, layer_seconds=1e-4, efficiency=1.0)

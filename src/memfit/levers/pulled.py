@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from memfit.backends.protocol import Backend
-from memfit.levers import remat
+from memfit.levers import precision, remat
 from memfit.records import Levers
 
 
@@ -34,6 +34,9 @@ def pulled(model: Any, levers: Levers, backend: Backend) -> Iterator[None]:
         ...     pass
     """
     with contextlib.ExitStack() as stack:
+        # First, so that segments are formed and traced with the dtypes that they will run in.
+        if levers.precision is not None:
+            stack.enter_context(precision.attached(model, levers.precision, backend))
         if levers.remat is not None:
             stack.enter_context(remat.attached(model, levers.remat, backend))
         yield

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from memfit.backends.on_torch import analysis, memory, oom, remat, step
+from memfit.backends.half_precision import HalfPrecision
+from memfit.backends.on_torch import analysis, memory, oom, precision, remat, step
 from memfit.backends.protocol import PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
@@ -38,6 +39,9 @@ class _Torch:
 
     def fresh_train_function(self, model: Any) -> Any | None:
         return None
+
+    def half_precision(self) -> HalfPrecision:
+        return precision.of_devices()
 
     def step_costs(self) -> StepCosts:
         return StepCosts(recomputation=0.55, part_seconds=1e-3, layer_seconds=2e-4, efficiency=0.5)
