@@ -62,9 +62,11 @@ class Levers:
 
     Attributes:
         remat: What is recomputed in the backward pass; None for nothing. Exact.
+        optimizer_state: How the optimizer's moments are kept: "adam8bit"; None for as they are. Not exact.
     """
 
     remat: Remat | None = None
+    optimizer_state: str | None = None
 
     def __bool__(self) -> bool:
         return self != Levers()
@@ -72,10 +74,13 @@ class Levers:
     @property
     def text(self) -> str:
         """What is pulled, in words; empty where nothing is."""
-        if self.remat is None:
-            return ""
-        number = len(self.remat.segments)
-        return f"{number} segment{'s' if number > 1 else ''} recomputed in the backward pass"
+        pulled = []
+        if self.remat is not None:
+            number = len(self.remat.segments)
+            pulled.append(f"{number} segment{'s' if number > 1 else ''} recomputed in the backward pass")
+        if self.optimizer_state is not None:
+            pulled.append("optimizer state in 8 bits")
+        return ", ".join(pulled)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Levers:

@@ -22,7 +22,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from memfit.backends.protocol import PureFunction, StepKind
+from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
 
@@ -83,6 +83,12 @@ class SimulatedBackend:
 
     def step_costs(self) -> StepCosts:
         return StepCosts(part=0.02, recomputation=0.33)
+
+    def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> None:
+        raise NotImplementedError("A SimulatedModel has no optimizer.")
+
+    def hold(self, variable: Any, value: Any) -> None:
+        raise NotImplementedError("A SimulatedModel has no variables.")
 
     def take(self, num_bytes: int) -> None:
         """One step that needs so many bytes."""

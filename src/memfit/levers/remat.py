@@ -44,6 +44,7 @@ __all__ = [
     "chain",
     "choose",
     "everything",
+    "fresh_train_function",
     "ladder",
     "peak_bytes",
     "recomputation",
@@ -96,7 +97,7 @@ def attached(model: Any, remat: Remat, backend: Backend) -> Iterator[None]:
         stack.enter_context(keras_seam.marked_with(model, remat))
         for layer, call in calls:
             stack.enter_context(_attribute(layer, "call", call))
-        stack.enter_context(_fresh_train_function(model, backend))
+        stack.enter_context(fresh_train_function(model, backend))
         yield
 
 
@@ -115,8 +116,8 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _fresh_train_function(model: Any, backend: Backend) -> Iterator[None]:
-    """Inside, the train function is none that was traced without the segments."""
+def fresh_train_function(model: Any, backend: Backend) -> Iterator[None]:
+    """Inside, the train function is none that was traced without the lever."""
     previous = model.train_function
     fresh = backend.fresh_train_function(model) if model.compiled else None
     keras_seam.set_attribute(model, "train_function", fresh)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from memfit.backends.on_torch import analysis, memory, oom, remat, step
-from memfit.backends.protocol import PureFunction, StepKind
+from memfit.backends.on_torch import analysis, memory, oom, remat, slots, step
+from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
 
@@ -41,6 +41,12 @@ class _Torch:
 
     def step_costs(self) -> StepCosts:
         return StepCosts(part=0.018, recomputation=0.55)
+
+    def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> Any:
+        return slots.update_in_chunks(update, gradient, chunks, after=after)
+
+    def hold(self, variable: Any, value: Any) -> None:
+        slots.hold(variable, value)
 
 
 backend = _Torch()
