@@ -1,12 +1,12 @@
-"""8-bit optimizer state beside Adam's: the loss after training, bytes of state a parameter, the time of a step, memory of a step.
+"""8-bit optimizer state beside Adam's: the loss after training, bytes a parameter, the time and memory of a step.
 
     python benchmarks/optimizer_state.py --backend torch [--models cnn lstm transformer] [--seeds 0 1 2]
     python benchmarks/optimizer_state.py --backend torch --wide
 
-Training: each model is trained twice a seed, with ``keras.optimizers.Adam`` and with that same Adam under the lever, on the same
-data in the same order from the same weights. Labels are noisy, so that the loss ends well above zero; ``loss`` is that of
-held-out samples. ``apart`` is how far the lever's is from Adam's, relative; the target is 0.01 in the mean of the seeds.
-``again`` is the yardstick: how far Adam is from itself after the first weights were changed by a millionth.
+Training: each model is trained twice a seed, with ``keras.optimizers.Adam`` and with that same Adam under the lever, on
+the same data in the same order from the same weights. Labels are noisy, so that the loss ends well above zero; it is that
+of held-out samples. ``apart`` is how far the lever's is from Adam's, relative; the target is 0.01. ``step_time_ratio`` is of the
+fastest epochs of the two trainings.
 
 ``--wide``: layers of 4 and of 17 million weights and a batch of 8, the worst case: hardly anything but the update. ``seconds``
 is the fastest step, ``step_mib`` what steps took on top of weights and state, as ``prediction.py`` measures it.
@@ -27,25 +27,26 @@ from pathlib import Path
 from typing import Any
 
 TIME_LIMIT = 500
-WAYS = ("adam", "adam8bit", "again")
-HELD_OUT = 2048
+WAYS = ("adam", "adam8bit")
+HELD_OUT = 1024
 
 
 def cnn() -> tuple[Any, Any, Any]:
-    """The demo's deeper network on small images: a pattern for each of ten classes in noise of six times its size."""
+    """The demo's deeper network on small images: a pattern for each class in noise; three labels in ten are drawn."""
     import numpy as np
     from keras import Input, Sequential, layers
 
     rng = np.random.default_rng(1)
-    y = rng.integers(0, 10, 4096 + HELD_OUT).astype("int32")
-    patterns = rng.normal(size=(10, 6, 6, 3)).astype("float32").repeat(4, 1).repeat(4, 2)
-    x = (patterns[y] + 6 * rng.normal(size=(len(y), 24, 24, 3))).astype("float32")
+    y = rng.integers(0, 10, 2048 + HELD_OUT).astype("int32")
+    patterns = rng.normal(size=(10, 4, 4, 3)).astype("float32").repeat(4, 1).repeat(4, 2)
+    x = (patterns[y] + 3 * rng.normal(size=(len(y), 16, 16, 3))).astype("float32")
+    y = np.where(rng.random(len(y)) < 0.3, rng.integers(0, 10, len(y)), y).astype("int32")
     blocks = [
         layer
         for filters in (32, 32, 64, 64)
         for layer in (layers.Conv2D(filters, 3, padding="same", activation="relu"), layers.MaxPooling2D(padding="same"))
     ]
-    return Sequential([Input((24, 24, 3)), *blocks, layers.Flatten(), layers.Dense(10)]), x, y
+    return Sequential([Input((16, 16, 3)), *blocks, layers.Flatten(), layers.Dense(10)]), x, y
 
 
 def lstm() -> tuple[Any, Any, Any]:
@@ -68,8 +69,8 @@ def transformer() -> tuple[Any, Any, Any]:
     from keras import Input, Model, layers
 
     rng = np.random.default_rng(3)
-    first, second = (2.0 * rng.normal(size=(64, 64)) for _ in range(2))
-    words = rng.integers(0, 64, (2048 + HELD_OUT, 26))
+    first, second = (1.5 * rng.normal(size=(64, 64)) for _ in range(2))
+    words = rng.integers(0, 64, (1024 + HELD_OUT, 26))
     for i in range(2, 26):
         chosen = first[words[:, i - 1]] + second[words[:, i - 2]] + rng.gumbel(size=(len(words), 64))
         words[:, i] = chosen.argmax(1)
@@ -84,9 +85,9 @@ def transformer() -> tuple[Any, Any, Any]:
 
 
 MODELS: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], int]] = {
-    "cnn": (cnn, 6),
+    "cnn": (cnn, 4),
     "lstm": (lstm, 8),
-    "transformer": (transformer, 12),
+    "transformer": (transformer, 10),
 }
 """Each model and its data, and the epochs it trains."""
 
@@ -101,9 +102,6 @@ def trained(name: str, way: str, seed: int) -> dict[str, Any]:
     model, x, y = build()
     model.compile(keras.optimizers.Adam(2e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.optimizer.build(model.trainable_variables)
-    if way == "again":
-        kernel = model.trainable_variables[0]
-        kernel.assign(np.array(keras.ops.convert_to_numpy(kernel)) * (1 + 1e-6))
     ends: list[float] = []
     clock = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: ends.append(time.perf_counter()))
     with _lever(model, way):
@@ -144,12 +142,11 @@ def compared(name: str, seed: int) -> dict[str, Any]:
         "adam_loss": round(adam["loss"], 5),
         "adam8bit_loss": round(lever["loss"], 5),
         "apart": round(lever["loss"] / adam["loss"] - 1, 5),
-        "again": round(found["again"]["loss"] / adam["loss"] - 1, 5),
         "weights": adam["count"],
         "large_tensors": adam["large"],
         "adam_bytes_a_parameter": round(adam["state"] / adam["count"], 3),
         "adam8bit_bytes_a_parameter": round(lever["state"] / adam["count"], 3),
-        "step_time_ratio": round(lever["seconds"] / min(adam["seconds"], found["again"]["seconds"]), 3),
+        "step_time_ratio": round(lever["seconds"] / adam["seconds"], 3),
     }
 
 
@@ -198,9 +195,7 @@ def main() -> None:
         return
     environment = {**os.environ, "KERAS_BACKEND": given.backend}
     sizes = (2048, 4096)
-    rows = (
-        itertools.product(map(str, sizes), WAYS[:2]) if given.wide else itertools.product(given.models, given.seeds)
-    )
+    rows = itertools.product(map(str, sizes), WAYS) if given.wide else itertools.product(given.models, given.seeds)
     for what, which in rows:
         command = [sys.executable, str(Path(__file__).resolve()), "--child", what, str(which)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT)
