@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import doctest
 
+import pytest
+
+import memfit.backends.protocol
 import memfit.fitting
+import memfit.levers.eight_bit_adam
+import memfit.levers.optimizer_state
 
 
 def test_examples_of_the_public_calls() -> None:
     results = doctest.testmod(memfit.fitting)
+    assert results.attempted
+    assert not results.failed
+
+
+@pytest.mark.parametrize(
+    "module",
+    [memfit.backends.protocol, memfit.levers.eight_bit_adam, memfit.levers.optimizer_state],
+    ids=lambda module: module.__name__,
+)
+def test_examples_of_the_optimizer_state(module: object) -> None:
+    results = doctest.testmod(module)
     assert results.attempted
     assert not results.failed
