@@ -9,7 +9,6 @@ import pytest
 import memfit.backends.protocol
 import memfit.fitting
 import memfit.levers.eight_bit_adam
-import memfit.levers.optimizer_state
 
 
 def test_examples_of_the_public_calls() -> None:
@@ -20,7 +19,7 @@ def test_examples_of_the_public_calls() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [memfit.backends.protocol, memfit.levers.eight_bit_adam, memfit.levers.optimizer_state],
+    [memfit.backends.protocol, memfit.levers.eight_bit_adam],
     ids=lambda module: module.__name__,
 )
 def test_examples_of_the_optimizer_state(module: object) -> None:

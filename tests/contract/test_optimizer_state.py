@@ -14,7 +14,7 @@ from keras import layers, optimizers
 from memfit import backends
 from memfit.backends import keras_seam
 from memfit.executing import attached
-from memfit.levers import eight_bit_adam, optimizer_state
+from memfit.levers import block_code, optimizer_state
 from memfit.levers.eight_bit_adam import EightBitAdam, EightBitAdamW
 from memfit.levers.pulled import pulled
 from memfit.profiling.layers import variable_bytes
@@ -99,7 +99,7 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, jit: boo
         pytest.skip("torch.compile does not see the update")
     whole = mlp(EightBitAdam(), jit_compile=jit)
     fitted(whole, epochs=1)
-    monkeypatch.setattr(eight_bit_adam, "CHUNK", 1000)
+    monkeypatch.setattr(block_code, "CHUNK", 1000)
     parts = mlp(EightBitAdam(), jit_compile=jit)
     assert parts.optimizer.moments[0].strides((64, 96)) == [8, 768, 3, 768, 3]
     fitted(parts, epochs=1)
@@ -109,7 +109,7 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, jit: boo
 
 @pytest.mark.parametrize("chunk", [2**20, 1000])
 def test_embeddings_with_sparse_gradients_train_as_adams(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(eight_bit_adam, "CHUNK", chunk)
+    monkeypatch.setattr(block_code, "CHUNK", chunk)
     expected, model = words(optimizers.Adam(0.01)), words(EightBitAdam(0.01))
     assert fitted(model, WORDS) == pytest.approx(fitted(expected, WORDS), rel=0.01)
     # Rows that no batch used are where they were.
@@ -144,7 +144,7 @@ def test_large_tensors_take_at_most_2_1_bytes_a_parameter() -> None:
     kernel, bias, *_ = model.optimizer.moments
     assert variable_bytes(kernel.variables) <= 2.1 * 64 * 96
     assert variable_bytes(bias.variables) == 8 * 96
-    assert eight_bit_adam.state_bytes((64, 96)) == variable_bytes(kernel.variables)
+    assert block_code.state_bytes((64, 96)) == variable_bytes(kernel.variables)
 
 
 # The lever

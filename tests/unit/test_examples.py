@@ -10,6 +10,7 @@ import pytest
 MODULES = [
     "memfit.units",
     "memfit.arrangement",
+    "memfit.levers.block_code",
     "memfit.levers.quantile_code",
     "memfit.levers.remat_choice",
     "memfit.planning.search",

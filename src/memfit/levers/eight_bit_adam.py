@@ -23,18 +23,8 @@ from keras import ops
 from memfit import backends
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Chunks
-from memfit.levers.quantile_code import SIGNED, UNSIGNED
-
-BLOCK = 256
-"""Entries that share a scale."""
-
-SMALLEST = 4096
-"""Entries of the smallest tensor whose moments are kept in 8 bits."""
-
-CHUNK = 2**20
-"""Entries of a tensor that are updated at once, about; a tensor is in at most ``_MOST_CHUNKS`` parts."""
-
-_MOST_CHUNKS = 16
+from memfit.levers.block_code import coded_moments, in_blocks, is_coded, num_blocks, strides
+from memfit.levers.quantile_code import SIGNED, UNSIGNED, DynamicCode
 
 
 @keras.saving.register_keras_serializable("memfit")
@@ -143,26 +133,6 @@ class EightBitAdamW(EightBitAdam):
         super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, **options)
 
 
-def is_coded(shape: Any) -> bool:
-    """Whether the moments of a tensor of this shape are kept in 8 bits."""
-    return math.prod(shape) >= SMALLEST
-
-
-def state_bytes(shape: Any) -> int:
-    """Bytes of both moments of a tensor.
-
-    Example:
-        >>> round(state_bytes((1000, 1000)) / 1e6, 2)
-        2.03
-    """
-    size = math.prod(shape)
-    return 2 * size + 2 * 4 * _num_blocks(size) if is_coded(shape) else 8 * size
-
-
-def _num_blocks(size: int) -> int:
-    return -(-size // BLOCK)
-
-
 class FloatMoments:
     """The moments of a small tensor, float32, in its shape.
 
@@ -215,22 +185,14 @@ class EightBitMoments:
     def layout(shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of each variable."""
         size = math.prod(shape)
-        kinds = (("codes", (size,), "uint8"), ("scales", (_num_blocks(size),), "float32"))
+        kinds = (("codes", (size,), "uint8"), ("scales", (num_blocks(size),), "float32"))
         return [
             (f"{moment}_{kind}", shape, dtype) for moment in ("momentum", "velocity") for kind, shape, dtype in kinds
         ]
 
     def strides(self, shape: tuple[int, ...]) -> list[int] | None:
-        """How many leading entries of the weight and of each variable a chunk takes; None for all at once.
-
-        A chunk is of whole rows and of whole blocks.
-        """
-        size, row = math.prod(shape), math.prod(shape[1:])
-        unit = BLOCK // math.gcd(row, BLOCK)
-        rows = unit * max(1, max(CHUNK, -(-size // _MOST_CHUNKS)) // (unit * row))
-        if rows >= shape[0]:
-            return None
-        return [rows, *2 * [rows * row, rows * row // BLOCK]]
+        """Those of ``block_code.strides``."""
+        return strides(shape)
 
     def arranged(self, tensor: Any) -> Any:
         """A tensor's entries in blocks, ``(num_blocks, 256)``; the last is filled with zeros."""
@@ -257,36 +219,5 @@ class EightBitMoments:
         ]
 
 
-def _number(code: Any, codes: Any) -> Any:
+def _number(code: DynamicCode, codes: Any) -> Any:
     return ops.take(ops.convert_to_tensor(code.table), ops.cast(in_blocks(codes, ops), "int32"), axis=0)
-
-
-def in_blocks(tensor: Any, xp: Any) -> Any:
-    """A tensor's entries as ``(num_blocks, 256)``, the last block filled with zeros."""
-    size = math.prod(tensor.shape)
-    flat = xp.reshape(tensor, (-1,))
-    missing = _num_blocks(size) * BLOCK - size
-    return xp.reshape(xp.pad(flat, [(0, missing)]) if missing else flat, (-1, BLOCK))
-
-
-def coded_moments(first: Any, second: Any, gradient: Any, xp: Any) -> list[Any]:
-    """Codes (whole floats) and scales of both moments.
-
-    Args:
-        first: The first moment in blocks.
-        second: The second moment in blocks.
-        gradient: In blocks; where it is exactly zero, the first moment is rounded towards zero.
-        xp: ``keras.ops`` or ``numpy``.
-    """
-    highest, lowest = xp.max(first, axis=1, keepdims=True), xp.min(first, axis=1, keepdims=True)
-    first_scale = xp.where(highest >= -lowest, highest, lowest)
-    second_scale = xp.max(second, axis=1, keepdims=True)
-    offset = xp.where(gradient == 0, 0.5, 1.0)
-    first_codes = SIGNED.nearest(first / _not_zero(first_scale, xp), xp, offset=offset)
-    second_codes = UNSIGNED.nearest(second / _not_zero(second_scale, xp), xp)
-    second_codes = xp.where(second > 0, xp.maximum(second_codes, 1.0), second_codes)
-    return [first_codes, first_scale, second_codes, second_scale]
-
-
-def _not_zero(scale: Any, xp: Any) -> Any:
-    return xp.where(scale == 0, 1.0, scale)

@@ -19,17 +19,8 @@ import numpy as np
 
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
-from memfit.levers.eight_bit_adam import (
-    BLOCK,
-    CHUNK,
-    EightBitAdam,
-    EightBitAdamW,
-    coded_moments,
-    in_blocks,
-    is_coded,
-    state_bytes,
-)
-from memfit.levers.quantile_code import SIGNED, UNSIGNED, DynamicCode
+from memfit.levers.block_code import from_kept, state_bytes, to_kept
+from memfit.levers.eight_bit_adam import EightBitAdam, EightBitAdamW
 from memfit.levers.remat import fresh_train_function
 
 SETTING = "adam8bit"
@@ -233,42 +224,3 @@ def _empty(variable: Any, backend: Backend) -> None:
 def _read(variable: Any) -> np.ndarray:
     """What a variable holds."""
     return np.asarray(keras.ops.convert_to_numpy(variable.value))
-
-
-_KEPT_DTYPES = ("uint8", "float32", "uint8", "float32")
-
-
-def to_kept(moments: list[np.ndarray]) -> list[np.ndarray]:
-    """What ``EightBitAdam`` keeps for two float moments; a slice at a time, all on the host.
-
-    Example:
-        >>> codes, scales, *_ = to_kept([np.full((64, 64), 0.5), np.zeros((64, 64))])
-        >>> codes.shape, codes.dtype.name, codes[0], scales[0]
-        ((4096,), 'uint8', 255, 0.5)
-    """
-    first, second = (moment.astype("float32", copy=False).reshape(-1) for moment in moments)
-    if not is_coded(moments[0].shape):
-        return [moment.astype("float32") for moment in moments]
-    parts: list[list[np.ndarray]] = [[], [], [], []]
-    for start in range(0, first.size, CHUNK):
-        one, other = (in_blocks(moment[start : start + CHUNK], np) for moment in (first, second))
-        found = zip(parts, coded_moments(one, other, one, np), _KEPT_DTYPES, strict=True)
-        for part, coded, dtype in found:
-            part.append(coded.reshape(-1).astype(dtype))
-    return [np.concatenate(part)[: first.size] for part in parts]
-
-
-def from_kept(kept: list[np.ndarray], shape: Any) -> list[np.ndarray]:
-    """The two float moments of a weight of a shape from what ``EightBitAdam`` keeps for them."""
-    if not is_coded(shape):
-        return kept
-    first, second = (_numbers(code, *pair) for code, pair in ((SIGNED, kept[:2]), (UNSIGNED, kept[2:])))
-    return [first.reshape(tuple(shape)), second.reshape(tuple(shape))]
-
-
-def _numbers(code: DynamicCode, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    numbers = code.table[codes]
-    for start in range(0, numbers.size, CHUNK):
-        part, blocks = slice(start, start + CHUNK), slice(start // BLOCK, (start + CHUNK) // BLOCK)
-        numbers[part] *= np.repeat(scales[blocks], BLOCK)[: numbers[part].size]
-    return numbers

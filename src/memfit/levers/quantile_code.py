@@ -29,10 +29,9 @@ class DynamicCode:
 
     Example:
         >>> code = DynamicCode(signed=True)
-        >>> numbers = np.array([-0.5, 0.0, 1e-4, 1.0])
-        >>> codes = code.nearest(numbers, np).astype("uint8")
-        >>> code.table[codes].round(6).tolist()
-        [-0.500781, 0.0, 9.4e-05, 1.0]
+        >>> codes = code.codes(np.array([-0.5, 0.0, 0.0002, 1.0]), np).astype("uint8")
+        >>> [round(float(number), 5) for number in code.table[codes]]
+        [-0.50078, 0.0, 0.00016, 1.0]
     """
 
     signed: bool
@@ -50,13 +49,13 @@ class DynamicCode:
         """The code of zero."""
         return self._num_steps if self.signed else 0
 
-    def nearest(self, numbers: Any, xp: Any, *, offset: Any = 1.0) -> Any:
+    def codes(self, numbers: Any, xp: Any, *, offset: Any = 1.0) -> Any:
         """The codes of the steps that numbers are in, as whole floats from 0 to 255.
 
         Args:
             numbers: Floats from -1 to 1, or from 0 to 1.
             xp: What computes: ``keras.ops`` or ``numpy``.
-            offset: 1 for the step itself. 0.5 for the next number towards zero, so that what shrinks a little each time
+            offset: 1 for the step itself, 0.5 for the next number of the table towards zero, so that what shrinks a little each time
                 does not stay where it is.
         """
         size = xp.abs(numbers)

@@ -1,4 +1,4 @@
-"""The dynamic code: its table, the nearest step, and blocks there and back, in numpy alone."""
+"""The dynamic code: its table, the step of a number, and blocks there and back, in numpy alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CODES = pytest.mark.parametrize("code", [SIGNED, UNSIGNED], ids=["signed", "unsi
 
 
 def there_and_back(code: DynamicCode, numbers: np.ndarray, **options: float) -> np.ndarray:
-    return code.table[code.nearest(numbers, np, **options).astype("uint8")]
+    return code.table[code.codes(numbers, np, **options).astype("uint8")]
 
 
 @CODES
@@ -22,7 +22,7 @@ def test_the_table_has_256_numbers_in_order_that_are_their_own_codes(code: Dynam
     assert code.table.shape == (256,)
     assert code.table.dtype == np.float32
     assert np.all(np.diff(code.table) > 0)
-    np.testing.assert_array_equal(code.nearest(code.table, np), np.arange(256))
+    np.testing.assert_array_equal(code.codes(code.table, np), np.arange(256))
     assert code.table[code.zero] == 0
     assert code.table[-1] == 1
 
@@ -50,7 +50,7 @@ def test_a_number_is_at_most_half_a_step_of_its_decade_away(numbers: np.ndarray)
 @given(hnp.arrays("float32", 20, elements=st.floats(-1, 1, width=32)))
 def test_codes_keep_the_order_of_numbers(numbers: np.ndarray) -> None:
     for code, ordered in ((SIGNED, np.sort(numbers)), (UNSIGNED, np.sort(np.abs(numbers)))):
-        codes = code.nearest(ordered, np)
+        codes = code.codes(ordered, np)
         assert np.all(np.diff(codes) >= 0)
         assert codes.min() >= 0
         assert codes.max() <= 255
@@ -62,7 +62,7 @@ def test_towards_zero_never_grows(numbers: np.ndarray) -> None:
     assert np.all(np.abs(back) <= np.abs(numbers) * 1.00001)
 
 
-def test_towards_zero_what_shrinks_dies_and_to_the_nearest_it_does_not() -> None:
+def test_towards_zero_what_shrinks_dies_and_by_steps_alone_it_does_not() -> None:
     dying = staying = np.array([1e-3], "float32")
     for _ in range(200):
         dying = there_and_back(SIGNED, 0.9 * dying, offset=0.5)
