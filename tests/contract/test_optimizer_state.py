@@ -234,6 +234,25 @@ def test_a_failure_in_training_gives_the_optimizer_back(error: type[BaseExceptio
     assert np.isfinite(fitted(model)).all()
 
 
+def test_an_interrupt_on_the_way_in_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp(optimizers.Adam())
+    fitted(model, epochs=1)
+    adam, before, calls = model.optimizer, values(model.optimizer.variables), []
+
+    def interrupted(moments: Any) -> Any:
+        calls.append(moments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return block_code.to_kept(moments)
+
+    monkeypatch.setattr(optimizer_state, "to_kept", interrupted)
+    with pytest.raises(KeyboardInterrupt), pulled(model, LEVERS, backends.current(), trains=True):
+        pass
+    assert model.optimizer is adam
+    for one, other in zip(before, values(adam.variables), strict=True):
+        np.testing.assert_allclose(one, other, atol=0.01 * np.abs(one).max())
+
+
 def test_averages_accumulated_gradients_and_loss_scale_are_the_users_own() -> None:
     options = {"use_ema": True, "ema_momentum": 0.5, "gradient_accumulation_steps": 2}
     expected = mlp(optimizers.LossScaleOptimizer(optimizers.Adam(1e-3, **options)))

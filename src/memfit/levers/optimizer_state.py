@@ -112,7 +112,6 @@ def attached(model: Any, setting: str, backend: Backend, *, trains: bool = False
     _check(model, setting)
     adam = _adam(model)
     stand_in = _stand_in(model, adam, backend)
-    before = keras_seam.learning_rate_of(adam)
     with contextlib.ExitStack() as stack:
         stack.callback(_keep, model, adam, stand_in)
         stack.callback(_give_back, adam, stand_in, backend, converted=trains)
@@ -120,8 +119,6 @@ def attached(model: Any, setting: str, backend: Backend, *, trains: bool = False
         stack.enter_context(keras_seam.replaced_optimizer(model, stand_in))
         stack.enter_context(fresh_train_function(model, backend))
         yield
-    if keras_seam.learning_rate_of(stand_in) is not before:
-        adam.learning_rate = keras_seam.learning_rate_of(stand_in)
 
 
 def _check(model: Any, setting: str) -> None:
@@ -199,22 +196,33 @@ def _take_over(adam: Any, stand_in: EightBitAdam, backend: Backend, *, converted
             values = to_kept([_read(variable) for variable in pair])
         else:
             values = [np.zeros(v.shape, keras_seam.dtype_name(v)) for v in moments.variables]
-        for variable in pair if converted else ():
-            _empty(variable, backend)
         for variable, value in zip(moments.variables, values, strict=True):
             backend.hold(variable, value)
+        for variable in pair if converted else ():
+            _empty(variable, backend)
 
 
 def _give_back(adam: Any, stand_in: EightBitAdam, backend: Backend, *, converted: bool) -> None:
-    """Fills the user's moments from the stand-in's, which are emptied; one weight at a time."""
+    """Fills the user's moments that were emptied from the stand-in's, which are emptied; one weight at a time."""
+    rate = keras_seam.learning_rate_of(stand_in)
+    if rate is not keras_seam.learning_rate_of(adam):
+        adam.learning_rate = rate
     for pair, moments in zip(keras_seam.adam_moments(adam), stand_in.moments, strict=True):
         if moments is None or pair is None:
             continue
-        values = from_kept([_read(v) for v in moments.variables], pair[0].shape) if converted else []
+        if converted and any(_read(variable).size == 0 for variable in pair):
+            for variable, value in zip(pair, _moments(moments.variables, pair[0].shape), strict=True):
+                backend.hold(variable, value)
         for variable in moments.variables:
             _empty(variable, backend)
-        for variable, value in zip(pair, values, strict=False):
-            backend.hold(variable, value)
+
+
+def _moments(variables: list[Any], shape: Any) -> list[np.ndarray]:
+    try:
+        return from_kept([_read(variable) for variable in variables], shape)
+    except (RuntimeError, TypeError, ValueError):
+        # A step that fails on JAX takes the state that was donated to it along, the weights as well.
+        return [np.zeros(shape, "float32")] * 2
 
 
 def _empty(variable: Any, backend: Backend) -> None:

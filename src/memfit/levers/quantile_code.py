@@ -55,8 +55,8 @@ class DynamicCode:
         Args:
             numbers: Floats from -1 to 1, or from 0 to 1.
             xp: What computes: ``keras.ops`` or ``numpy``.
-            offset: 1 for the step itself, 0.5 for the next number of the table towards zero, so that what shrinks a little each time
-                does not stay where it is.
+            offset: 1 for the step itself, 0.5 for the next number of the table towards zero, so that what shrinks a little
+                each time does not stay where it is.
         """
         size = xp.abs(numbers)
         lines = [size * slope + start for slope, start in self._lines]
