@@ -124,7 +124,8 @@ def test_weights_excluded_from_decay_are_not_decayed() -> None:
     fitted(expected)
     with pulled(model, LEVERS, backends.current(), trains=True):
         fitted(model)
-    np.testing.assert_allclose(values(model.weights)[0], values(expected.weights)[0], atol=2e-3)
+    # Decay would move them by 0.005 in the mean.
+    assert np.mean(np.abs(values(model.weights)[0] - values(expected.weights)[0])) < 5e-4
 
 
 def test_it_is_saved_in_a_keras_file_and_goes_on(tmp_path: Path) -> None:
