@@ -67,10 +67,12 @@ class Levers:
         remat: What is recomputed in the backward pass; None for nothing. Exact.
         precision: "mixed_bfloat16" or "mixed_float16": what most layers compute in, by Keras' name; None for what the user
             set. Not exact.
+        optimizer_state: How the optimizer's moments are kept: "adam8bit"; None for as they are. Not exact.
     """
 
     remat: Remat | None = None
     precision: str | None = None
+    optimizer_state: str | None = None
 
     def __bool__(self) -> bool:
         return self != Levers()
@@ -84,6 +86,8 @@ class Levers:
             words.append(f"{number} segment{'s' if number > 1 else ''} recomputed in the backward pass")
         if self.precision is not None:
             words.append(f"computed in {self.precision.removeprefix('mixed_')} where that is safe")
+        if self.optimizer_state is not None:
+            words.append("optimizer state in 8 bits")
         return ", ".join(words)
 
     @classmethod

@@ -265,7 +265,7 @@ def _executed(model: Any, prepared: _Prepared, log: _Log) -> tuple[Any, Decision
         first = FirstStep(Checkpoint(model)) if backend.device_memory() is not None else None
         try:
             with (
-                pulled(model, decision.plan.levers, backend),
+                pulled(model, decision.plan.levers, backend, trains=True),
                 attached(model, decision.split, backend, analysed=decision.profile is not None),
             ):
                 return model.fit(**_with_callback(prepared.arguments, first)), decision

@@ -45,6 +45,7 @@ __all__ = [
     "chain",
     "choose",
     "everything",
+    "fresh_train_function",
     "ladder",
     "peak_bytes",
     "recomputation",
