@@ -78,6 +78,11 @@ class Levers:
         return self != Levers()
 
     @property
+    def exact(self) -> bool:
+        """Whether the result stays that of the plain step."""
+        return self.precision is None and self.optimizer_state is None
+
+    @property
     def text(self) -> str:
         """What is pulled, in words; empty where nothing is."""
         words = []
