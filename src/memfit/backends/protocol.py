@@ -6,9 +6,12 @@ Nothing outside this folder names a framework. Ask the backend, never which back
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
+
+if TYPE_CHECKING:
+    from memfit.backends.around import Around, Wrapper
 
 StepKind = Literal["train", "test", "predict"]
 
@@ -21,6 +24,9 @@ class Backend(Protocol):
 
     name: str
     """The value of ``keras.backend.backend()``."""
+
+    survives_on_host: bool
+    """Whether an allocation that fails in host memory is an exception that leaves the process usable; on a device it is."""
 
     def device_memory(self) -> DeviceMemory | None:
         """The accelerator's memory as the framework sees it, or None where training lives in host memory."""
@@ -49,6 +55,16 @@ class Backend(Protocol):
 
         Returns:
             A function that takes it off again and leaves the model as it was.
+        """
+
+    def around(self, model: Any, kind: StepKind, wrapper: Wrapper) -> Around:
+        """Puts a function around the step of a model; ``take_off`` of the result takes it off again.
+
+        Args:
+            model: A Keras model; for "train" and "test" a compiled one.
+            kind: "train" (whatever step ``attach`` has put on), "test" or "predict".
+            wrapper: Called with the step and a batch in the step's place, and may call it on parts of the batch, or again
+                after a failure: a "test" or "predict" step that fails leaves the state that it was given.
         """
 
     def gradients(self, model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:

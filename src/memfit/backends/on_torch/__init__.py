@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from memfit.backends.around import Around, Wrapper
 from memfit.backends.on_torch import analysis, memory, oom, remat, step
+from memfit.backends.on_torch.around import TorchAround
 from memfit.backends.protocol import PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
@@ -14,6 +16,7 @@ class _Torch:
     """``backends.protocol.Backend``, answered by the modules of this folder."""
 
     name = "torch"
+    survives_on_host = True
 
     def device_memory(self) -> DeviceMemory | None:
         return memory.device_memory()
@@ -29,6 +32,9 @@ class _Torch:
 
     def attach(self, model: Any, split: Split | None) -> Callable[[], None]:
         return step.attach(model, split)
+
+    def around(self, model: Any, kind: StepKind, wrapper: Wrapper) -> Around:
+        return TorchAround(model, kind, wrapper)
 
     def gradients(self, model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
         return step.gradients(model, batch, split)
