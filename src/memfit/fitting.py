@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import gc
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from memfit import backends, budgeting, deciding
@@ -16,10 +16,10 @@ from memfit.backends.protocol import Backend
 from memfit.errors import OutOfMemoryError
 from memfit.executing import arguments as fit_arguments_of
 from memfit.executing import feeding
-from memfit.executing.attached import attached
-from memfit.guarding.recover import Checkpoint, FirstStep
+from memfit.executing.forward import ForwardStep
+from memfit.guarding import recover
 from memfit.guarding.watch import Watcher
-from memfit.levers.pulled import pulled
+from memfit.levers.arranged import Arranged
 from memfit.profiling import batches as batches_of
 from memfit.records import Budget, Event, Plan, Profile, RunReport
 from memfit.reporting.console import say
@@ -259,42 +259,72 @@ def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:
 
 
 def _executed(model: Any, prepared: _Prepared, log: _Log) -> tuple[Any, Decision]:
-    """Runs ``model.fit`` with the plan; a first step that runs out of device memory is rolled back and tried smaller."""
-    backend, decision = prepared.backend, prepared.decision
-    while True:
-        first = FirstStep(Checkpoint(model)) if backend.device_memory() is not None else None
+    """Runs ``model.fit`` with the plan; where the framework allows it, a step that runs out of memory is tried smaller."""
+    with Arranged(model, prepared.backend) as arranged:
+        run = _Run(model, prepared, arranged, log)
         try:
-            with (
-                pulled(model, decision.plan.levers, backend),
-                attached(model, decision.split, backend, analysed=decision.profile is not None),
-            ):
-                return model.fit(**_with_callback(prepared.arguments, first)), decision
+            with run.recovering():
+                return model.fit(**prepared.arguments), run.decision
+        except OutOfMemoryError:
+            raise
         except Exception as error:
-            if not backend.is_out_of_memory(error):
+            if not prepared.backend.is_out_of_memory(error):
                 raise
             failure = f"{type(error).__name__}: {str(error)[:300]}"
-            if first is None or first.checkpoint is None:
-                raise OutOfMemoryError(_out_of_memory_text(decision, failure)) from error
-        # Outside the except clause the traceback, and the failed step's tensors with it, are gone.
-        log.add("out of memory", failure)
-        gc.collect()
-        backend.release()
-        first.checkpoint.restore()
-        smaller = prepared.shrink(decision)
-        if smaller is None:
-            raise OutOfMemoryError(_out_of_memory_text(decision, failure))
-        decision = smaller
-        log.add("retry", decision.plan.summary)
+            raise OutOfMemoryError(_out_of_memory_text(run.decision, failure)) from error
 
 
-def _with_callback(arguments: dict[str, Any], first: FirstStep | None) -> dict[str, Any]:
-    if first is None:
-        return arguments
-    callbacks = arguments.get("callbacks")
-    if callbacks is not None and not isinstance(callbacks, (list, tuple)):
-        callbacks.append(first)  # a keras.callbacks.CallbackList of the user's
-        return arguments
-    return {**arguments, "callbacks": [*(callbacks or []), first]}
+class _Run:
+    """One run's decision, and what makes it smaller."""
+
+    def __init__(self, model: Any, prepared: _Prepared, arranged: Arranged, log: _Log) -> None:
+        self.decision = prepared.decision
+        self._model = model
+        self._prepared = prepared
+        self._arranged = arranged
+        self._log = log
+        self._put(self.decision)
+
+    @contextlib.contextmanager
+    def recovering(self) -> Iterator[None]:
+        """Inside, training and validation steps that run out of memory are tried again smaller, where that is possible."""
+        backend = self._prepared.backend
+        if not recover.survives(backend) or keras_seam.is_distributed(self._model):
+            yield
+            return
+        recovery = recover.Recovery(backend, shrink=self._shrink, log=self._log.add)
+        validation = ForwardStep(self._model, backend, most=None, collected=None)
+        self._around = recovery.around = backend.around(self._model, "train", recovery)
+        arounds = [self._around]
+        if self._prepared.arguments.get("validation_data") is not None or self._prepared.arguments.get(
+            "validation_split"
+        ):
+            arounds.append(backend.around(self._model, "test", validation))
+        try:
+            yield
+        except BaseException:
+            self._around.rescue()
+            raise
+        finally:
+            for around in reversed(arounds):
+                around.take_off()
+            for failure in validation.failures:
+                self._log.add("out of memory", f"in validation, which went on in smaller parts: {failure}")
+
+    def _put(self, decision: Decision) -> None:
+        self._arranged.put(decision.plan.levers, decision.split, analysed=decision.profile is not None)
+        self.decision = decision
+
+    def _shrink(self, failure: str) -> None:
+        def change() -> None:
+            self._arranged.take_off()
+            smaller = self._prepared.shrink(self.decision)
+            if smaller is None:
+                raise OutOfMemoryError(_out_of_memory_text(self.decision, failure))
+            self._put(smaller)
+
+        self._around.exchange(change)
+        self._log.add("retry", self.decision.plan.summary)
 
 
 def _out_of_memory_text(decision: Decision, failure: str) -> str:

@@ -53,6 +53,11 @@ def replaced_values(variables: list[Any], values: list[Any]) -> Iterator[None]:
             variable._value = value
 
 
+def raw_value(variable: Any) -> Any | None:
+    """The tensor that a variable holds; None where Keras' JAX loops have taken it out."""
+    return variable._value
+
+
 def overrides(model: Any, method: str) -> bool:
     """Whether the user's class, not Keras, defines a method of the model."""
     owner = next(cls for cls in type(model).__mro__ if method in vars(cls))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from memfit.backends import keras_seam
+from memfit.backends import error_chain, keras_seam
 from memfit.backends.around import Run
 from memfit.backends.protocol import Backend
 from memfit.errors import ArgumentError, OutOfMemoryError
 from memfit.executing.results import Rows
+from memfit.guarding.recover import survives
 
 
 class ForwardStep:
@@ -58,10 +58,10 @@ class ForwardStep:
             results = run(part)
             return self._kept(results), None
         except Exception as error:
-            if not self._backend.is_out_of_memory(error) or not self._survives():
+            if not self._backend.is_out_of_memory(error) or not survives(self._backend):
                 raise
             failure = f"{type(error).__name__}: {str(error)[:300]}"
-            traceback.clear_frames(error.__traceback__)
+            error_chain.drop_frames(error)
         for variable, value in metrics:
             variable.assign(value)
         self._backend.release()
@@ -77,12 +77,9 @@ class ForwardStep:
         return results
 
     def _metrics_before(self) -> list[tuple[Any, Any]]:
-        if self._collected is not None or not self._survives() or keras_seam.framework() == "jax":
+        if self._collected is not None or not survives(self._backend) or keras_seam.framework() == "jax":
             return []
         return [(variable, keras.ops.copy(variable.value)) for variable in self._model.metrics_variables]
-
-    def _survives(self) -> bool:
-        return self._backend.survives_on_host or self._backend.device_memory() is not None
 
     def _shrink(self, size: int, failure: str) -> None:
         if size <= 1:

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import keras
 
-from memfit.backends.around import Around, Wrapper
+from memfit.backends import keras_seam
+from memfit.backends.around import Around, Kept, Wrapper
 from memfit.backends.on_jax.step import compiles_whole
 
 _kept: weakref.WeakKeyDictionary[Any, Callable[..., Any]] = weakref.WeakKeyDictionary()
@@ -31,7 +32,10 @@ class JaxAround(Around):
         self._state = state
 
         def run(batch: Any) -> Any:
-            results, self._state = self._step(self._state, batch)
+            results, after = self._step(self._state, batch)
+            # A failure is met here, at its own batch; a state that came out of it is never taken over.
+            jax.block_until_ready((results, after))
+            self._state = after
             return results
 
         results = [self._wrapper(run, next(iterator))]
@@ -40,19 +44,33 @@ class JaxAround(Around):
             if batch is None:
                 break
             results.append(self._wrapper(run, batch))
-        state, self._state = self._state, self._state if self._kind != "train" else None
-        return self._joined(results), state
+        return self._joined(results), self._state
 
     def rescue(self) -> None:
-        """Keras takes the values out of the variables while it evaluates or predicts, and does not put them back."""
-        if self._kind == "train" or self._state is None:
+        """Keras takes the values out of the variables while its loop runs, and puts back none or those given away."""
+        if self._state is None:
             return
-        model = self._model
-        groups = (model.trainable_variables, model.non_trainable_variables)
-        groups += (model.metrics_variables,) if self._kind == "test" else ()
-        for variables, values in zip(groups, self._state, strict=True):
+        for variables, values in zip(self._groups(), self._state, strict=True):
             for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
+                held = keras_seam.raw_value(variable)
+                if (held is None or held.is_deleted()) and not value.is_deleted():
+                    variable.assign(value)
+
+    def exchange(self, change: Callable[[], None]) -> None:
+        """As everywhere; inside, the variables have their values, which Keras' loop has taken out."""
+        self.rescue()
+        super().exchange(change)
+
+    def keep(self, *, whole: bool) -> Kept:
+        return _KeptState(self, whole)
+
+    def _groups(self) -> tuple[list[Any], ...]:
+        model = self._model
+        weights = (model.trainable_variables, model.non_trainable_variables)
+        if self._kind == "predict":
+            return weights
+        optimizer = (model.optimizer.variables,) if self._kind == "train" else ()
+        return (*weights, *optimizer, model.metrics_variables)
 
     def _step(self, state: Any, batch: Any) -> tuple[Any, Any]:
         if self._kind == "train" or not compiles_whole(self._model):
@@ -65,6 +83,30 @@ class JaxAround(Around):
         if self._kind != "predict" or len(results) == 1:
             return results[-1]
         return keras.tree.map_structure(lambda *parts: jax.numpy.concatenate(parts), *results)
+
+
+class _KeptState:
+    """The state before a train step, which the step gives away (donates) as it runs or not at all."""
+
+    def __init__(self, around: JaxAround, whole: bool) -> None:
+        trainable, others, optimizer, metrics = around._state
+        self.whole = whole
+        self._around = around
+        self._small = _copied((others, metrics))
+        self._large = jax.device_get((trainable, optimizer)) if whole else (trainable, optimizer)
+
+    def restore(self) -> bool:
+        if not self.whole and any(leaf.is_deleted() for leaf in jax.tree.leaves(self._large)):
+            return False
+        trainable, optimizer = jax.device_put(self._large) if self.whole else self._large
+        others, metrics = self._small
+        self._around._state = (trainable, others, optimizer, metrics)
+        return True
+
+
+@jax.jit
+def _copied(state: Any) -> Any:
+    return jax.tree.map(jax.numpy.copy, state)
 
 
 def _keeping(model: Any, kind: str) -> Callable[..., Any]:
