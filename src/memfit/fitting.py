@@ -9,15 +9,19 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+import keras
+
 from memfit import backends, budgeting, deciding
 from memfit.arranging import Decision, Request
 from memfit.backends import keras_seam
+from memfit.backends.around import Around
 from memfit.backends.protocol import Backend
-from memfit.errors import OutOfMemoryError
+from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.executing import arguments as fit_arguments_of
 from memfit.executing import feeding
 from memfit.executing.forward import ForwardStep
 from memfit.guarding import recover
+from memfit.guarding.attention import Attention
 from memfit.guarding.watch import Watcher
 from memfit.levers.arranged import Arranged
 from memfit.profiling import batches as batches_of
@@ -85,7 +89,7 @@ def fit(
     planned = log.seconds
     with Watcher(prepared.backend) as watcher:
         prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
-        history, decision = _executed(model, prepared, log)
+        history, decision = _executed(model, prepared, watcher, log)
     report = RunReport(decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned)
     if history is not None:
         history.memfit = report
@@ -258,13 +262,14 @@ def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:
     )
 
 
-def _executed(model: Any, prepared: _Prepared, log: _Log) -> tuple[Any, Decision]:
+def _executed(model: Any, prepared: _Prepared, watcher: Watcher, log: _Log) -> tuple[Any, Decision]:
     """Runs ``model.fit`` with the plan; where the framework allows it, a step that runs out of memory is tried smaller."""
     with Arranged(model, prepared.backend) as arranged:
         run = _Run(model, prepared, arranged, log)
         try:
-            with run.recovering():
-                return model.fit(**prepared.arguments), run.decision
+            attention = Attention(watcher, prepared.backend, smaller=run.put_smaller, log=log.add)
+            with run.recovering(), _also_called(prepared.arguments, attention) as arguments:
+                return model.fit(**arguments), run.decision
         except OutOfMemoryError:
             raise
         except Exception as error:
@@ -283,6 +288,7 @@ class _Run:
         self._prepared = prepared
         self._arranged = arranged
         self._log = log
+        self._around: Around | None = None
         self._put(self.decision)
 
     @contextlib.contextmanager
@@ -294,8 +300,8 @@ class _Run:
             return
         recovery = recover.Recovery(backend, shrink=self._shrink, log=self._log.add)
         validation = ForwardStep(self._model, backend, most=None, collected=None)
-        self._around = recovery.around = backend.around(self._model, "train", recovery)
-        arounds = [self._around]
+        self._around = recovery.around = around_train = backend.around(self._model, "train", recovery)
+        arounds = [around_train]
         if self._prepared.arguments.get("validation_data") is not None or self._prepared.arguments.get(
             "validation_split"
         ):
@@ -303,9 +309,10 @@ class _Run:
         try:
             yield
         except BaseException:
-            self._around.rescue()
+            around_train.rescue()
             raise
         finally:
+            self._around = None
             for around in reversed(arounds):
                 around.take_off()
             for failure in validation.failures:
@@ -315,16 +322,50 @@ class _Run:
         self._arranged.put(decision.plan.levers, decision.split, analysed=decision.profile is not None)
         self.decision = decision
 
-    def _shrink(self, failure: str) -> None:
-        def change() -> None:
-            self._arranged.take_off()
-            smaller = self._prepared.shrink(self.decision)
-            if smaller is None:
-                raise OutOfMemoryError(_out_of_memory_text(self.decision, failure))
-            self._put(smaller)
+    def put_smaller(self, reason: str) -> bool:
+        """Puts a smaller plan on the model, between two of its steps or inside one that failed; False where there is none."""
+        smaller: Decision | None = None
 
-        self._around.exchange(change)
-        self._log.add("retry", self.decision.plan.summary)
+        def change() -> None:
+            nonlocal smaller
+            self._arranged.take_off()
+            try:
+                smaller = self._prepared.shrink(self.decision)
+            except Exception as error:
+                # Planning takes memory itself, just where there is little.
+                if not isinstance(error, DoesNotFitError) and not self._prepared.backend.is_out_of_memory(error):
+                    raise
+            self._put(smaller or self.decision)
+
+        if self._around is not None:
+            self._around.exchange(change)
+        else:
+            keras_seam.sync_state(self._model)
+            change()
+        if smaller is None:
+            return False
+        self._log.add("retry", f"{self.decision.plan.summary} ({reason})")
+        return True
+
+    def _shrink(self, failure: str) -> None:
+        if not self.put_smaller(failure):
+            raise OutOfMemoryError(_out_of_memory_text(self.decision, failure))
+
+
+@contextlib.contextmanager
+def _also_called(arguments: dict[str, Any], callback: Any) -> Iterator[dict[str, Any]]:
+    """The arguments of ``fit`` with one callback more; a ``CallbackList`` of the user's is afterwards as it was."""
+    callbacks = arguments.get("callbacks")
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        given = callbacks if isinstance(callbacks, (list, tuple)) else [] if callbacks is None else [callbacks]
+        yield {**arguments, "callbacks": [*given, callback]}
+        return
+    callback.set_model(callbacks.model)
+    callbacks.callbacks.append(callback)
+    try:
+        yield arguments
+    finally:
+        callbacks.callbacks.remove(callback)
 
 
 def _out_of_memory_text(decision: Decision, failure: str) -> str:

@@ -53,6 +53,13 @@ def replaced_values(variables: list[Any], values: list[Any]) -> Iterator[None]:
             variable._value = value
 
 
+def sync_state(model: Any) -> None:
+    """Inside a callback: gives the variables their present values, which Keras' JAX loop holds elsewhere meanwhile."""
+    sync = getattr(model, "jax_state_sync", None)
+    if sync is not None:
+        sync()
+
+
 def raw_value(variable: Any) -> Any | None:
     """The tensor that a variable holds; None where Keras' JAX loops have taken it out."""
     return variable._value
