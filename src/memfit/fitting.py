@@ -16,6 +16,7 @@ from memfit.arranging import Decision, Request
 from memfit.backends import keras_seam
 from memfit.backends.around import Around
 from memfit.backends.protocol import Backend
+from memfit.budgeting import device
 from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.executing import arguments as fit_arguments_of
 from memfit.executing import feeding
@@ -77,23 +78,11 @@ def fit(
         4
     """
     log = _Log()
-    prepared = _prepared(model, args, fit_arguments, _Asked(budget, plan, allow, micro_batch_size, probe), log)
-    decision = prepared.decision
-    arguments, feed_reason = feeding.streamed(prepared.arguments)
-    if feed_reason is not None:
-        streamed_plan = dataclasses.replace(decision.plan.because(feed_reason), streamed=True)
-        decision = dataclasses.replace(decision, plan=streamed_plan)
-    quiet = arguments.get("verbose") == 0
-    say(decision.plan.summary, quiet=quiet)
-    log.add("plan", str(decision.plan))
-    planned = log.seconds
-    with Watcher(prepared.backend) as watcher:
-        prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
-        history, decision = _executed(model, prepared, watcher, log)
-    report = RunReport(decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned)
-    if history is not None:
-        history.memfit = report
-    return history
+    asked = _Asked(budget, plan, allow, micro_batch_size, probe)
+    with backends.current().bounded_device(budgeting.asked_device_bytes(budget)) as bound:
+        if bound is not None:
+            log.add("device", bound)
+        return _fitted(model, _prepared(model, args, fit_arguments, asked, log), log)
 
 
 def plan(
@@ -251,6 +240,28 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
     return _Prepared(decision, arguments, backend, shrink)
 
 
+def _fitted(model: Any, prepared: _Prepared, log: _Log) -> Any:
+    """Trains as it was decided; gives Keras' History with the report."""
+    decision = prepared.decision
+    arguments, feed_reason = feeding.streamed(prepared.arguments)
+    if feed_reason is not None:
+        streamed_plan = dataclasses.replace(decision.plan.because(feed_reason), streamed=True)
+        decision = dataclasses.replace(decision, plan=streamed_plan)
+    quiet = arguments.get("verbose") == 0
+    say(decision.plan.summary, quiet=quiet)
+    log.add("plan", str(decision.plan))
+    planned = log.seconds
+    with Watcher(prepared.backend) as watcher:
+        prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
+        history, decision = _executed(model, prepared, watcher, log)
+    if prepared.backend.device_memory() is not None:
+        prepared.backend.release()
+    report = RunReport(decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned)
+    if history is not None:
+        history.memfit = report
+    return history
+
+
 def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:
     """memfit has built the model, which ``fit`` would have done after one draw for the order of the samples."""
     share = arguments.get("validation_split") or 0.0
@@ -276,7 +287,7 @@ def _executed(model: Any, prepared: _Prepared, watcher: Watcher, log: _Log) -> t
             if not prepared.backend.is_out_of_memory(error):
                 raise
             failure = f"{type(error).__name__}: {str(error)[:300]}"
-            raise OutOfMemoryError(_out_of_memory_text(run.decision, failure)) from error
+            raise OutOfMemoryError(_out_of_memory_text(run.decision, failure, prepared.backend)) from error
 
 
 class _Run:
@@ -349,7 +360,7 @@ class _Run:
 
     def _shrink(self, failure: str) -> None:
         if not self.put_smaller(failure):
-            raise OutOfMemoryError(_out_of_memory_text(self.decision, failure))
+            raise OutOfMemoryError(_out_of_memory_text(self.decision, failure, self._prepared.backend))
 
 
 @contextlib.contextmanager
@@ -368,10 +379,12 @@ def _also_called(arguments: dict[str, Any], callback: Any) -> Iterator[dict[str,
         callbacks.callbacks.remove(callback)
 
 
-def _out_of_memory_text(decision: Decision, failure: str) -> str:
+def _out_of_memory_text(decision: Decision, failure: str, backend: Backend) -> str:
     plan = decision.plan
+    others = device.others_text(backend.device_memory())
     predicted = "" if plan.peak is None else f" The plan predicted a peak of {plan.peak}."
     return (
-        f"Training ran out of memory with {plan.summary.removeprefix('memfit: ')} ({failure}).{predicted} "
-        "Pass a smaller `budget`, or a smaller `micro_batch_size` by hand, and start again from your last checkpoint."
+        f"Training ran out of memory with {plan.summary.removeprefix('memfit: ')} ({failure}).{predicted}"
+        f"{others and ' '}{others} Pass a smaller `budget`, or a smaller `micro_batch_size` by hand, and start again from "
+        "your last checkpoint."
     )

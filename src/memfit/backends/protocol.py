@@ -6,6 +6,7 @@ Nothing outside this folder names a framework. Ask the backend, never which back
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
@@ -30,6 +31,19 @@ class Backend(Protocol):
 
     def device_memory(self) -> DeviceMemory | None:
         """The accelerator's memory as the framework sees it, or None where training lives in host memory."""
+
+    def bounded_device(self, limit_bytes: int | None) -> AbstractContextManager[str | None]:
+        """Around a run: the accelerator's memory is taken as it is needed, or up to a limit, as far as the framework lets it.
+
+        Some frameworks can be told before their first operation only. Call it before ``device_memory``, which may be that.
+
+        Args:
+            limit_bytes: What the budget sets, or None.
+
+        Returns:
+            A context manager that gives the sentence to report: what was set, or what the user must set before the process
+            starts; None where there is nothing to say.
+        """
 
     def release(self) -> None:
         """Gives cached memory back to the system, as far as the framework can."""

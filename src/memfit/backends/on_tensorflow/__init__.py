@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from memfit.backends.around import Around, Wrapper
-from memfit.backends.on_tensorflow import analysis, memory, oom, remat, step
+from memfit.backends.on_tensorflow import analysis, bound, memory, oom, remat, step
 from memfit.backends.on_tensorflow.around import TensorFlowAround
 from memfit.backends.protocol import PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
@@ -20,6 +21,9 @@ class _TensorFlow:
 
     def device_memory(self) -> DeviceMemory | None:
         return memory.device_memory()
+
+    def bounded_device(self, limit_bytes: int | None) -> AbstractContextManager[str | None]:
+        return bound.bounded_device(limit_bytes)
 
     def release(self) -> None:
         memory.release()
