@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_torch_is_limited_inside_and_as_before_afterwards(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (300 * MIB, 400 * MIB))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: fractions[-1], raising=False)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
-    with pytest.raises(KeyError), backends.current().bounded_device(100 * MIB) as said:
+    with contextlib.suppress(KeyError), backends.current().bounded_device(100 * MIB) as said:
         assert said == "PyTorch's allocator is limited to 100 MiB of the GPU"
         raise KeyError
     with backends.current().bounded_device(None) as said:

@@ -122,7 +122,8 @@ def test_who_survives() -> None:
 
 def test_a_device_is_bounded_and_given_back() -> None:
     backend = SimulatedBackend(total_bytes=1000)
-    with backend.bounded_device(100) as said, pytest.raises(SimulatedOutOfMemory):
+    with backend.bounded_device(100) as said:
         assert said == "limited to 100 bytes"
-        SimulatedModel(backend, bytes_per_sample=10).fit(batch_size=32)
+        with pytest.raises(SimulatedOutOfMemory):
+            SimulatedModel(backend, bytes_per_sample=10).fit(batch_size=32)
     SimulatedModel(backend, bytes_per_sample=10).fit(batch_size=32)
