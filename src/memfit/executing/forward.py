@@ -56,25 +56,26 @@ class ForwardStep:
         metrics = self._metrics_before()
         try:
             results = run(part)
-            return self._kept(results), None
+            arrays = self._read(results)
         except Exception as error:
             if not self._backend.is_out_of_memory(error) or not survives(self._backend):
                 raise
             failure = f"{type(error).__name__}: {str(error)[:300]}"
             error_chain.drop_frames(error)
+        else:
+            # Outside of the attempt: rows that are kept must not come a second time.
+            return results if self._collected is None else self._collected(results, arrays), None
         for variable, value in metrics:
             variable.assign(value)
         self._backend.release()
         return None, failure
 
-    def _kept(self, results: Any) -> Any:
-        if self._collected is not None:
-            return self._collected(results)
-        if self._backend.device_memory() is not None:
-            # Read, so that the failure of an asynchronous step shows here.
-            for value in keras_seam.flatten(results):
-                keras.ops.convert_to_numpy(value)
-        return results
+    def _read(self, results: Any) -> list[Any]:
+        """The outputs as arrays. Metrics are read on an accelerator, so that the failure of an asynchronous step shows here."""
+        leaves = keras.tree.flatten(results)
+        if self._collected is None and self._backend.device_memory() is None:
+            return []
+        return [keras.ops.convert_to_numpy(leaf) for leaf in leaves] if all(map(_is_dense, leaves)) else []
 
     def _metrics_before(self) -> list[tuple[Any, Any]]:
         if self._collected is not None or not survives(self._backend) or keras_seam.framework() == "jax":
@@ -103,15 +104,18 @@ class Collected:
         self._passed_on = False
         self.last: Any = None
 
-    def __call__(self, outputs: Any) -> Any:
-        """Keeps one batch's outputs; what it returns is of no rows, and Keras may keep that."""
-        leaves = keras.tree.flatten(outputs)
-        if self._passed_on or not all(map(_is_dense, leaves)):
+    def __call__(self, outputs: Any, arrays: list[Any]) -> Any:
+        """Keeps one batch's outputs; what it returns is of no rows, and Keras may keep that.
+
+        Args:
+            outputs: As the step gave them.
+            arrays: Their leaves; empty where they are not dense.
+        """
+        if self._passed_on or not arrays:
             return self._left_to_keras(outputs)
         self.last = outputs
         if not self._rows:
             self._rows = [self._make(number, _name(path)) for number, path in enumerate(_paths(outputs))]
-        arrays = [keras.ops.convert_to_numpy(leaf) for leaf in leaves]
         for rows, array in zip(self._rows, arrays, strict=True):
             rows.append(array)
         return keras.tree.pack_sequence_as(outputs, [array[:0].copy() for array in arrays])
@@ -166,7 +170,7 @@ def _num_samples(batch: Any) -> int:
 
 
 def _is_dense(leaf: Any) -> bool:
-    return hasattr(leaf, "__array__") and not hasattr(leaf, "row_splits")
+    return isinstance(leaf, (int, float)) or (hasattr(leaf, "__array__") and not hasattr(leaf, "row_splits"))
 
 
 def _paths(structure: Any) -> list[tuple[Any, ...]]:
