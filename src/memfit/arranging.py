@@ -107,7 +107,8 @@ class Arrangements:
         ceiling = budget.limiting_bytes if ceiling is None else ceiling
         whole = self.prediction.peak(None)
         profile = self.prediction.profile(whole)
-        validation = self.prediction.validation_batch_size(batch_size, ceiling)
+        fits, _ = self.prediction.forward_batch_size("test", batch_size, ceiling)
+        validation = None if fits >= batch_size else max(1, fits)
         if whole.upper <= ceiling:
             reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
             plan = planner.plain(self._batches.batch_size, budget, whole, reason)
