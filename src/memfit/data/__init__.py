@@ -1,4 +1,4 @@
-"""Pipelines of bounded memory: ``memfit.data.image_folder``. Importing this package imports no framework."""
+"""Pipelines of bounded memory: ``memfit.data.image_folder``, ``Augmentation``. Importing this package imports no framework."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memfit.data.augmentation import Augmentation
     from memfit.data.image_pipeline import image_folder
 
-__all__ = ["image_folder"]
+__all__ = ["Augmentation", "image_folder"]
 
-_MODULE_OF = {"image_folder": "memfit.data.image_pipeline"}
+_MODULE_OF = {"Augmentation": "memfit.data.augmentation", "image_folder": "memfit.data.image_pipeline"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,10 +13,12 @@ import keras
 import numpy as np
 
 from memfit.data import shuffling
+from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
-from memfit.data.image_decoding import ImageReader, UnreadableImageError
+from memfit.data.image_decoding import ImageReader, UnreadableImageError, finish
 from memfit.data.image_options import ImageOptions
+from memfit.data.layer_augmentation import BatchFunction
 from memfit.data.look_ahead import BatchForecast, LookAhead, PendingBatch
 
 BatchKey = tuple[int, int]
@@ -47,6 +49,7 @@ class ImageFolder(keras.utils.PyDataset):
         self._order: np.ndarray | None = None
         self._in_pass = False
         self._given_out = np.zeros(len(self), bool)
+        self._change_batch = _batch_function(options)
         self._begin_threads()
 
     def _begin_threads(self) -> None:
@@ -194,14 +197,19 @@ class ImageFolder(keras.utils.PyDataset):
         samples = self._samples(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
         images = np.empty((len(samples), *self.options.image_shape), np.float32)
         used = samples.copy()
+        edges = np.linspace(0, len(samples), min(self.options.workers, len(samples)) + 1).astype(int).tolist()
+        unread = itertools.count(len(edges) - 2, -1)
+        changed = [images]
 
         def read(start: int, stop: int) -> None:
             for row in range(start, stop):
                 used[row] = self._read(int(samples[row]), epoch, images[row])
+            # Here and not where the batch is handed over, so that it is done ahead, too.
+            if next(unread) == 0 and self._change_batch is not None:
+                changed[0] = self._change_batch(images, (self.seed, epoch, index))
 
-        edges = np.linspace(0, len(samples), min(self.options.workers, len(samples)) + 1).astype(int).tolist()
         parts = [executor.submit(read, start, stop) for start, stop in itertools.pairwise(edges)]
-        return PendingBatch(parts, lambda: self._batch(images, used))
+        return PendingBatch(parts, lambda: self._batch(changed[0], used))
 
     def _samples(self, epoch: int) -> np.ndarray:
         if not self.options.shuffle:
@@ -215,26 +223,30 @@ class ImageFolder(keras.utils.PyDataset):
 
     def _read(self, sample: int, epoch: int, out: np.ndarray) -> int:
         """Reads a sample, or the first of its stand-ins that can be read, into ``out``; returns which one it was."""
-        if self._try(sample, out):
+        if self._try(sample, epoch, out):
             return sample
         # A data set in the order of its files has the same stand-ins in every epoch, too.
-        epoch = epoch if self.options.shuffle else 0
-        for candidate in shuffling.stand_ins(self._files.labels, sample, seed=self.seed, epoch=epoch):
-            if self._try(candidate, out):
+        order = epoch if self.options.shuffle else 0
+        for candidate in shuffling.stand_ins(self._files.labels, sample, seed=self.seed, epoch=order):
+            if self._try(candidate, epoch, out):
                 return candidate
         self._broken.check()
         raise AssertionError("unreachable: a file that can be read was not among the stand-ins")
 
-    def _try(self, sample: int, out: np.ndarray) -> bool:
+    def _try(self, sample: int, epoch: int, out: np.ndarray) -> bool:
         if sample in self._broken:
             return False
-        path = self._files.path(sample)
         try:
-            self._reader.read(path, out)
+            pixels = self._pixels(sample)
         except UnreadableImageError as error:
-            self._broken.add(sample, SkippedFile(path, str(error)))
+            self._broken.add(sample, SkippedFile(self._files.path(sample), str(error)))
             return False
+        finish(pixels, out, options=self.options, key=(self.seed, epoch, sample))
         return True
+
+    def _pixels(self, sample: int) -> np.ndarray:
+        """A sample's pixels before they are changed, as ``ImageReader.pixels`` gives them."""
+        return self._reader.pixels(self._files.path(sample))
 
     def _batch(self, images: np.ndarray, samples: np.ndarray) -> Any:
         labels = self._files.labels[samples]
@@ -247,3 +259,10 @@ class ImageFolder(keras.utils.PyDataset):
                 return images, labels.astype(np.float32)[:, None]
             case _:
                 return images, labels
+
+
+def _batch_function(options: ImageOptions) -> BatchFunction | None:
+    """What changes whole batches, where the augmentation is not one of single images."""
+    if options.augmentation is None or isinstance(options.augmentation, Augmentation):
+        return None
+    return BatchFunction(options.augmentation, training=options.training)

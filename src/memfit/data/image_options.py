@@ -35,6 +35,8 @@ class ImageOptions:
     workers: int = 1
     max_queue_size: int = 2
     max_broken: int | None = None
+    augmentation: Any = None
+    training: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _image_size(self.image_size))
@@ -51,6 +53,16 @@ class ImageOptions:
             raise errors.ArgumentError(
                 "`rescale` must be a number that the values from 0 to 255 are multiplied with, such as 1 / 255, "
                 f"or None. Received: rescale={self.rescale!r}"
+            )
+        if self.augmentation is not None and not callable(self.augmentation):
+            raise errors.ArgumentError(
+                "`augmentation` must be a memfit.data.Augmentation, a Keras layer or a function of a batch of images. "
+                f"Received: augmentation={self.augmentation!r}"
+            )
+        if self.rescale is not None and getattr(self.augmentation, "rescale", None):
+            raise errors.ArgumentError(
+                "`rescale` is given twice. "
+                f"Received: rescale={self.rescale!r} and {self.augmentation.rescale!r} in `augmentation`. Leave one out."
             )
 
     @property

@@ -13,6 +13,7 @@ import numpy as np
 
 from memfit import errors
 from memfit.data import folder_scan, image_options, shuffling
+from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
 from memfit.data.image_decoding import ImageReader, UnreadableImageError
@@ -39,6 +40,7 @@ def image_folder(
     max_queue_size: int = 2,
     max_broken: int | None = None,
     follow_links: bool = False,
+    augmentation: Any = None,
 ) -> Any:
     """Images in class folders as a data set for ``fit``, ``evaluate`` and ``predict`` on every Keras backend.
 
@@ -73,6 +75,8 @@ def image_folder(
         max_queue_size: Batches decoded ahead. More of them smooth a slow disk and take memory.
         max_broken: More unreadable files than this are an error. If left out training goes on while one can be read.
         follow_links: Whether to go into linked folders below the class folders.
+        augmentation: A ``memfit.data.Augmentation`` for each image, or a Keras preprocessing layer, a model of them, or a
+            function for each batch: float32 images in, images out. Validation data is not changed at random.
 
     Returns:
         A ``keras.utils.PyDataset`` with ``class_names``, ``class_indices``, ``num_samples``, ``num_batches``,
@@ -108,6 +112,7 @@ def image_folder(
         workers=min(8, image_options.usable_cores()) if workers is None else workers,
         max_queue_size=max_queue_size,
         max_broken=max_broken,
+        augmentation=augmentation,
     )
     image_options.check_subset(validation_split, subset)
     found = folder_scan.scan(
@@ -187,9 +192,16 @@ def _parts(
     # Nothing learns from the order of validation samples, and in a fixed one predictions match labels.
     parts = {
         "training": (files.take(training), options),
-        "validation": (files.take(validation), dataclasses.replace(options, shuffle=False)),
+        "validation": (files.take(validation), _for_validation(options)),
     }
     return list(parts.values()) if subset == "both" else [parts[str(subset)]]
+
+
+def _for_validation(options: ImageOptions) -> ImageOptions:
+    augmentation = options.augmentation
+    if isinstance(augmentation, Augmentation):
+        augmentation = augmentation.without_randomness
+    return dataclasses.replace(options, shuffle=False, augmentation=augmentation, training=False)
 
 
 def _first_read(files: FileTable, reader: ImageReader, skipped: tuple[SkippedFile, ...]) -> BrokenFiles:
