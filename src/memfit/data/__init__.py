@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memfit.data.augmentation import Augmentation
+    from memfit.data.image_generator import from_image_data_generator
     from memfit.data.image_pipeline import image_folder
 
-__all__ = ["Augmentation", "image_folder"]
+__all__ = ["Augmentation", "from_image_data_generator", "image_folder"]
 
-_MODULE_OF = {"Augmentation": "memfit.data.augmentation", "image_folder": "memfit.data.image_pipeline"}
+_MODULE_OF = {
+    "Augmentation": "memfit.data.augmentation",
+    "from_image_data_generator": "memfit.data.image_generator",
+    "image_folder": "memfit.data.image_pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:

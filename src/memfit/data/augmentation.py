@@ -168,14 +168,18 @@ class Augmentation:
         """
         transform = rng if isinstance(rng, Transform) else self.drawn(pixels.shape, rng)
         result = np.empty(pixels.shape, np.float32) if out is None else out
-        pixels = warped(
-            pixels,
-            transform.matrix(pixels.shape, axes_of_keras=self.axes_of_keras),
-            fill_mode=self.fill_mode,
-            cval=self.cval,
-            order=self.interpolation_order,
-        )
-        image_transform.shifted_and_brightened(pixels, transform, result)
+        matrix = transform.matrix(pixels.shape, axes_of_keras=self.axes_of_keras)
+        if matrix is not None:
+            # As floats: it takes no longer, and bytes would be rounded on the way.
+            pixels = warped(
+                pixels.astype(np.float32),
+                matrix,
+                fill_mode=self.fill_mode,
+                cval=self.cval,
+                order=self.interpolation_order,
+            )
+        result[...] = pixels
+        image_transform.shift_and_brighten(result, transform)
         self.standardize(result)
         return result
 
@@ -188,7 +192,7 @@ class Augmentation:
             outside: The value outside of the mask where ``fill_mode`` is "constant".
         """
         matrix = transform.matrix(mask.shape, axes_of_keras=self.axes_of_keras)
-        return warped(mask, matrix, fill_mode=self.fill_mode, cval=outside, order=0)
+        return mask if matrix is None else warped(mask, matrix, fill_mode=self.fill_mode, cval=outside, order=0)
 
     def standardize(self, image: np.ndarray) -> None:
         """Applies the preprocessing function, the factor and the normalizations to a float32 image in place.

@@ -1,4 +1,4 @@
-"""What happens to one image: drawn from its random generator, as a matrix and a table of levels."""
+"""What happens to one image: drawn from its random generator, as a matrix and changes of its levels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import numbers
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from memfit.data.warping import opencv
 
 if TYPE_CHECKING:
     from memfit.data.augmentation import Augmentation
@@ -103,57 +101,25 @@ def _shift(given: Any, side: int, rng: np.random.Generator) -> float:
     return shift * side if np.max(given) < 1 else shift
 
 
-def shifted_and_brightened(pixels: np.ndarray, transform: Transform, out: np.ndarray) -> None:
-    """Adds the channel shift and multiplies with the brightness, as Keras and Pillow do, clipping included.
+def shift_and_brighten(image: np.ndarray, transform: Transform) -> None:
+    """Adds the channel shift and multiplies with the brightness in place, as Keras and Pillow do, clipping included.
 
     Args:
-        pixels: uint8, or float32 of any range; shape (height, width, channels).
+        image: float32, shape (height, width, channels); of four channels the last is alpha, which is not brightened.
         transform: What to do.
-        out: float32, same shape.
     """
-    if transform.channel_shift is None and transform.brightness is None:
-        out[...] = pixels
-        return
-    if pixels.dtype != np.uint8:
-        out[...] = _brightened(_shifted(pixels, pixels, transform), transform, pixels.shape[-1])
-        return
-    # Of 256 levels each is computed once.
-    levels = np.arange(256, dtype=np.float32)
-    shifted = _shifted(levels, pixels, transform)
-    table = shifted if transform.brightness is None else _dimmed(shifted, transform.brightness)
-    out[...] = looked_up(pixels, table)
-    if pixels.shape[-1] == 4 and transform.brightness is not None:
-        out[..., 3] = np.trunc(shifted)[pixels[..., 3]]
-
-
-def looked_up(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """``table[pixels]`` of a float32 table with 256 entries."""
-    cv2 = opencv()
-    if cv2 is None:
-        return table[pixels]
-    return cv2.LUT(np.ascontiguousarray(pixels), table).reshape(pixels.shape)
-
-
-def _shifted(values: np.ndarray, image: np.ndarray, transform: Transform) -> np.ndarray:
-    if transform.channel_shift is None:
-        return values
-    low, high = np.float32(image.min()), np.float32(image.max())
-    return np.clip(values + np.float32(transform.channel_shift), low, high)
-
-
-def _brightened(image: np.ndarray, transform: Transform, num_channels: int) -> np.ndarray:
-    """A float image, made bytes on the way; one that leaves 0 to 255 is stretched to it and back."""
+    if transform.channel_shift is not None:
+        np.clip(image + np.float32(transform.channel_shift), image.min(), image.max(), out=image)
     if transform.brightness is None:
-        return image
+        return
+    # Keras makes bytes of the image on the way; one that leaves 0 to 255 is stretched to it and back.
     low, high = float(image.min()), float(image.max())
     stretched = low < 0 or high > 255
     if stretched:
-        image = (image - low) / ((high - low) or 1) * 255
-    result = _dimmed(image, transform.brightness)
-    if num_channels == 4:
-        result[..., 3] = np.trunc(image[..., 3])
-    return result / 255 * (high - low) + low if stretched else result
-
-
-def _dimmed(values: np.ndarray, factor: float) -> np.ndarray:
-    return np.trunc(np.clip(np.trunc(values) * np.float32(factor), 0, 255)).astype(np.float32)
+        image[...] = (image - low) / ((high - low) or 1) * 255
+    np.trunc(image, out=image)
+    colors = image[..., :3] if image.shape[-1] == 4 else image
+    colors *= np.float32(transform.brightness)
+    np.trunc(np.clip(colors, 0, 255, out=colors), out=colors)
+    if stretched:
+        image[...] = image / 255 * (high - low) + low

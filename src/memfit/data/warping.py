@@ -18,14 +18,12 @@ def opencv() -> Any | None:
     return importlib.import_module("cv2") if importlib.util.find_spec("cv2") is not None else None
 
 
-def warped(
-    pixels: np.ndarray, matrix: np.ndarray | None, *, fill_mode: str, cval: float = 0.0, order: int = 1
-) -> np.ndarray:
+def warped(pixels: np.ndarray, matrix: np.ndarray, *, fill_mode: str, cval: float = 0.0, order: int = 1) -> np.ndarray:
     """The image whose pixel (x, y) is ``pixels`` at ``matrix @ (x, y, 1)``, as ``scipy.ndimage.affine_transform`` has it.
 
     Args:
         pixels: Shape (height, width) or (height, width, channels), of any dtype; uint8 and float32 are fast.
-        matrix: float64 (2, 3), or None to leave the image as it is.
+        matrix: float64 (2, 3).
         fill_mode: What lies outside: see ``FILL_MODES``. As in SciPy the first and the last pixel are one in "wrap".
         cval: The value of "constant"; one that the dtype does not hold makes the result float32.
         order: 1 for bilinear, 0 for nearest.
@@ -35,8 +33,6 @@ def warped(
         >>> warped(np.array([[1, 2, 3]], np.uint8), shift, fill_mode="constant")
         array([[2, 3, 0]], dtype=uint8)
     """
-    if matrix is None:
-        return pixels
     outside = None
     if fill_mode == "constant":
         outside = _outside(matrix, *pixels.shape[:2])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from memfit import errors
-from memfit.data import augmentation, image_transform, warping
+from memfit.data import augmentation, warping
 from memfit.data.augmentation import Augmentation
 from memfit.data.image_transform import Transform
 
@@ -118,17 +118,13 @@ def test_draws_lie_in_their_ranges_and_are_a_function_of_the_generator() -> None
     assert changes.without_randomness.drawn((40, 80, 3), np.random.default_rng(0)) == Transform()
 
 
-@pytest.mark.parametrize("with_opencv", [True, False])
-def test_bytes_and_floats_are_shifted_and_brightened_alike(with_opencv: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not with_opencv:
-        monkeypatch.setattr(image_transform, "opencv", lambda: None)
-    for channels in (1, 3, 4):
-        image = picture(channels=channels)
-        transform = Transform(channel_shift=20.5, brightness=1.3)
-        found, expected = np.empty(image.shape, np.float32), np.empty(image.shape, np.float32)
-        image_transform.shifted_and_brightened(image, transform, found)
-        image_transform.shifted_and_brightened(image.astype(np.float32), transform, expected)
-        assert np.array_equal(found, expected)
+def test_levels_are_shifted_within_the_images_and_brightened_as_bytes() -> None:
+    image = np.array([[[10, 100, 200, 90]]], np.uint8)
+    changes = Augmentation()
+    assert changes(image, Transform(channel_shift=20.5)).ravel().tolist() == [30.5, 120.5, 200, 110.5]
+    # The alpha of four channels stays.
+    assert changes(image, Transform(brightness=1.5)).ravel().tolist() == [15, 150, 255, 90]
+    assert changes(image[..., :3], Transform(channel_shift=0.5, brightness=0.55)).ravel().tolist() == [5, 55, 110]
 
 
 def test_normalizations() -> None:
