@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from memfit.data.augmentation import Augmentation
     from memfit.data.image_generator import from_image_data_generator
     from memfit.data.image_pipeline import image_folder
+    from memfit.data.tf_images import images_as_tf_data
 
-__all__ = ["Augmentation", "from_image_data_generator", "image_folder"]
+__all__ = ["Augmentation", "from_image_data_generator", "image_folder", "images_as_tf_data"]
 
 _MODULE_OF = {
     "Augmentation": "memfit.data.augmentation",
     "from_image_data_generator": "memfit.data.image_generator",
     "image_folder": "memfit.data.image_pipeline",
+    "images_as_tf_data": "memfit.data.tf_images",
 }
 
 

@@ -160,7 +160,7 @@ class _Labels:
     def __init__(self, iterator: Any) -> None:
         self._mode = iterator.class_mode
         self._num_classes = len(getattr(iterator, "class_indices", ()))
-        self._labels = None if self._mode in ("input", None) else iterator.labels
+        self._labels: Any = None if self._mode in ("input", None) else iterator.labels
         self._weights = iterator.sample_weight
 
     def __call__(self, images: np.ndarray, samples: np.ndarray) -> Any:
