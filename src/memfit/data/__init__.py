@@ -1,4 +1,4 @@
-"""Pipelines of bounded memory: ``memfit.data.image_folder``. Importing this package imports no framework."""
+"""Pipelines of bounded memory, a loader for each kind of data. Importing this package imports no framework."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memfit.data.array_source import arrays
     from memfit.data.image_pipeline import image_folder
+    from memfit.data.table_source import table
 
-__all__ = ["image_folder"]
+__all__ = ["arrays", "image_folder", "table"]
 
-_MODULE_OF = {"image_folder": "memfit.data.image_pipeline"}
+_MODULE_OF = {
+    "arrays": "memfit.data.array_source",
+    "image_folder": "memfit.data.image_pipeline",
+    "table": "memfit.data.table_source",
+}
 
 
 def __getattr__(name: str) -> Any:

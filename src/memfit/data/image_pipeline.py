@@ -17,6 +17,7 @@ from memfit.data.file_table import FileTable
 from memfit.data.image_decoding import ImageReader, UnreadableImageError
 from memfit.data.image_options import ImageOptions
 from memfit.data.pipeline_options import Division
+from memfit.data.progress import stderr_progress
 
 NUM_SURVEYED = 32
 
@@ -118,7 +119,7 @@ def image_folder(
         class_names=class_names,
         without_classes=label_mode is None,
         follow_links=follow_links,
-        report=folder_scan.stderr_progress(str(directory)),
+        report=stderr_progress(f"listing the images in {directory}", "files"),
     )
     _check_classes(found.files, label_mode)
     reader = ImageReader(options)

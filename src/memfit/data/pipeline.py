@@ -42,6 +42,7 @@ class Pipeline(keras.utils.PyDataset):
         num_samples = source.num_samples if samples is None else len(samples)
         self._batch_bytes = min(options.batch_size, num_samples) * source.sample_bytes
         self._depth = options.depth(self._batch_bytes) if options.workers else 0
+        self._num_batches = -(-num_samples // options.batch_size)
         super().__init__(workers=1, use_multiprocessing=False, max_queue_size=max(1, self._depth))
         self.options = options
         self.source = source
@@ -137,10 +138,6 @@ class Pipeline(keras.utils.PyDataset):
         self._forecast.note_pass()
         return len(self)
 
-    @property
-    def _num_batches(self) -> int:
-        return -(-self.num_samples // self.batch_size)
-
     def __getitem__(self, index: int) -> Any:
         """Batch ``index`` of the current epoch, counted from the restored position where there is one.
 
@@ -152,18 +149,26 @@ class Pipeline(keras.utils.PyDataset):
             epoch, first, in_pass = self._epoch, self._first, self._in_pass
             if in_pass:
                 self._given_out[first + index] = True
-            depth = self._depth if in_pass else 0
-            ahead = self._forecast.following(index, num_batches=len(self), depth=self._depth)[:depth]
         if self.options.workers == 0:
-            samples = self._samples(epoch, first + index)
-            draft = self.source.begin(samples, seed=self.seed, epoch=epoch)
-            draft.read(0, len(samples))
-            batch = draft.finish()
+            batch = self._made_here(epoch, first + index)
         else:
-            batch = self._ahead.take((epoch, first + index), ((epoch, first + other) for other in ahead))
-            if not in_pass:
-                self._ahead.close()
+            batch = self._made_ahead(epoch, first, index, in_pass=in_pass)
         self.source.report()
+        return batch
+
+    def _made_here(self, epoch: int, index: int) -> Any:
+        samples = self._samples(epoch, index)
+        draft = self.source.begin(samples, seed=self.seed, epoch=epoch)
+        draft.read(0, len(samples))
+        return draft.finish()
+
+    def _made_ahead(self, epoch: int, first: int, index: int, *, in_pass: bool) -> Any:
+        with self._lock:
+            ahead = self._forecast.following(index, num_batches=self._num_batches - first, depth=self._depth)
+        following = ((epoch, first + other) for other in ahead) if in_pass else ()
+        batch = self._ahead.take((epoch, first + index), following)
+        if not in_pass:
+            self._ahead.close()
         return batch
 
     def __iter__(self) -> Iterator[Any]:

@@ -45,7 +45,7 @@ def test_a_mistake_is_found_and_images_are_scanned_without_keras(folder: pathlib
     program = f"""
 import sys
 import memfit.data
-assert dir(memfit.data) == ["image_folder"]
+assert "image_folder" in dir(memfit.data)
 try:
     memfit.data.image_folder({str(folder)!r}, label_mode="binary")
 except memfit.errors.ArgumentError:
