@@ -1,4 +1,4 @@
-"""Pipelines of bounded memory: ``memfit.data.image_folder``, ``Augmentation``. Importing this package imports no framework."""
+"""Pipelines of bounded memory, a loader for each kind of data. Importing this package imports no framework."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memfit.data.array_source import arrays
     from memfit.data.augmentation import Augmentation
     from memfit.data.image_generator import from_image_data_generator
     from memfit.data.image_pipeline import image_folder
+    from memfit.data.table_source import table
     from memfit.data.tf_images import images_as_tf_data
 
-__all__ = ["Augmentation", "from_image_data_generator", "image_folder", "images_as_tf_data"]
+__all__ = ["Augmentation", "arrays", "from_image_data_generator", "image_folder", "images_as_tf_data", "table"]
 
 _MODULE_OF = {
     "Augmentation": "memfit.data.augmentation",
+    "arrays": "memfit.data.array_source",
     "from_image_data_generator": "memfit.data.image_generator",
     "image_folder": "memfit.data.image_pipeline",
     "images_as_tf_data": "memfit.data.tf_images",
+    "table": "memfit.data.table_source",
 }
 
 

@@ -1,4 +1,4 @@
-"""Data sets made from ``ImageDataGenerator``'s iterators. Imports Keras: only imported when one is made."""
+"""Sources made from ``ImageDataGenerator``'s iterators. Imports Keras: only imported when one is made."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from memfit.data import structure
 from memfit.data.broken_files import BrokenFiles
 from memfit.data.file_table import FileTable
-from memfit.data.image_dataset import ImageFolder
+from memfit.data.image_dataset import ImageSource
 from memfit.data.image_decoding import ImageReader
 from memfit.data.image_options import ImageOptions
+from memfit.records import TensorSpec
 
 BatchOf = Callable[[np.ndarray, np.ndarray], Any]
 
 
-class GeneratedFiles(ImageFolder):
+class GeneratedFiles(ImageSource):
     """Images of a list of files, with the labels of a Keras iterator.
 
     Args:
@@ -30,13 +32,11 @@ class GeneratedFiles(ImageFolder):
         self, files: FileTable, options: ImageOptions, *, labels: BatchOf, class_indices: Mapping[str, int]
     ) -> None:
         super().__init__(files, options, ImageReader(options), BrokenFiles(len(files)))
+        self.class_names = list(class_indices)
         self._batch_of = labels
-        self._class_indices = dict(class_indices)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes in the order of their labels."""
-        return list(self._class_indices)
+        one = labels(np.zeros((1, *options.image_shape), np.float32), np.zeros(1, np.int64))
+        batch = one if isinstance(one, tuple) else (one,)
+        self.spec = structure.mapped(lambda leaf: TensorSpec(leaf.shape[1:], str(leaf.dtype)), batch)
 
     def _batch(self, images: np.ndarray, samples: np.ndarray) -> Any:
         return self._batch_of(images, samples)

@@ -8,7 +8,6 @@ distribution does not. ``tests/contract/test_image_generator.py`` compares fixed
 from __future__ import annotations
 
 import os
-import random
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from memfit import errors
 from memfit.backends import keras_images
 from memfit.backends.keras_images import LegacyIterator
-from memfit.data import image_options
+from memfit.data import pipeline_options
 from memfit.data.augmentation import Augmentation
 from memfit.data.file_table import FileTable
 from memfit.data.folder_scan import EXTENSIONS
@@ -113,8 +112,8 @@ def _options(found: LegacyIterator, image_size: tuple[int, int], workers: int | 
         batch_size=iterator.batch_size,
         label_mode=None,
         shuffle=bool(iterator.shuffle),
-        seed=random.getrandbits(32) if iterator.seed is None else int(iterator.seed),
-        workers=min(8, image_options.usable_cores()) if workers is None else workers,
+        seed=pipeline_options.seed_or_drawn(None if iterator.seed is None else int(iterator.seed)),
+        workers=min(8, pipeline_options.usable_cores()) if workers is None else workers,
         augmentation=_augmentation(found),
         **more,
     )
@@ -122,6 +121,7 @@ def _options(found: LegacyIterator, image_size: tuple[int, int], workers: int | 
 
 def _from_files(found: LegacyIterator, workers: int | None) -> Any:
     from memfit.data.generated_images import GeneratedFiles
+    from memfit.data.image_dataset import ImageFolder
 
     iterator = found.iterator
     options = _options(
@@ -140,18 +140,19 @@ def _from_files(found: LegacyIterator, workers: int | None) -> Any:
         files = FileTable(os.fspath(iterator.directory), folders, names, iterator.classes)
     else:
         files = FileTable("", ("",), iterator.filepaths, np.zeros(iterator.n, np.int32))
-    return GeneratedFiles(
-        files, options, labels=_Labels(iterator), class_indices=getattr(iterator, "class_indices", {})
-    )
+    class_indices = getattr(iterator, "class_indices", {})
+    source = GeneratedFiles(files, options, labels=_Labels(iterator), class_indices=class_indices)
+    return ImageFolder(source, options)
 
 
 def _from_arrays(found: LegacyIterator, workers: int | None) -> Any:
     from memfit.data.generated_images import GeneratedArrays
+    from memfit.data.image_dataset import ImageFolder
 
     iterator = found.iterator
     colors = {channels: name for name, channels in CHANNELS.items()}
     options = _options(found, iterator.x.shape[1:3], workers, color_mode=colors[iterator.x.shape[-1]])
-    return GeneratedArrays(iterator.x, options, labels=_ArrayLabels(iterator))
+    return ImageFolder(GeneratedArrays(iterator.x, options, labels=_ArrayLabels(iterator)), options)
 
 
 class _Labels:

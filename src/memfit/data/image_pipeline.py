@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from memfit import errors
-from memfit.data import folder_scan, image_options, shuffling
+from memfit.data import folder_scan, pipeline_options, shuffling
 from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
 from memfit.data.image_decoding import ImageReader, UnreadableImageError
 from memfit.data.image_options import ImageOptions
+from memfit.data.pipeline_options import Division
+from memfit.data.progress import stderr_progress
 
 NUM_SURVEYED = 32
 
@@ -38,6 +39,7 @@ def image_folder(
     interpolation: str = "bilinear",
     workers: int | None = None,
     max_queue_size: int = 2,
+    max_queue_bytes: int | str = pipeline_options.QUEUE_BYTES,
     max_broken: int | None = None,
     follow_links: bool = False,
     augmentation: Any = None,
@@ -73,6 +75,7 @@ def image_folder(
         interpolation: "bilinear", "nearest" or "bicubic".
         workers: Threads that decode; the result does not depend on it. One a core, eight at most, if left out.
         max_queue_size: Batches decoded ahead. More of them smooth a slow disk and take memory.
+        max_queue_bytes: Bytes of batches ahead, such as "512 MiB": fewer batches are made ahead where they are large.
         max_broken: More unreadable files than this are an error. If left out training goes on while one can be read.
         follow_links: Whether to go into linked folders below the class folders.
         augmentation: A ``memfit.data.Augmentation`` for each image, or a Keras preprocessing layer, a model of them, or a
@@ -108,19 +111,20 @@ def image_folder(
         interpolation=interpolation,
         rescale=rescale,
         shuffle=bool(shuffle),
-        seed=random.getrandbits(32) if seed is None else seed,
-        workers=min(8, image_options.usable_cores()) if workers is None else workers,
+        seed=pipeline_options.seed_or_drawn(seed),
+        workers=min(8, pipeline_options.usable_cores()) if workers is None else workers,
         max_queue_size=max_queue_size,
+        max_queue_bytes=max_queue_bytes,  # type: ignore[arg-type]
         max_broken=max_broken,
         augmentation=augmentation,
     )
-    image_options.check_subset(validation_split, subset)
+    division = Division(validation_split, subset, seed)
     found = folder_scan.scan(
         _directory(directory),
         class_names=class_names,
         without_classes=label_mode is None,
         follow_links=follow_links,
-        report=folder_scan.stderr_progress(str(directory)),
+        report=stderr_progress(f"listing the images in {directory}", "files"),
     )
     _check_classes(found.files, label_mode)
     reader = ImageReader(options)
@@ -128,13 +132,13 @@ def image_folder(
     reader.survey(found.files.path(int(index)) for index in largest)
     for file in found.skipped:
         warnings.warn(f"memfit skips {file.path}: {file.reason}", stacklevel=2)
-    parts = _parts(found.files, options, validation_split, subset, split_seed=0 if seed is None else options.seed)
+    parts = _parts(found.files, options, division)
     broken = [_first_read(files, reader, found.skipped) for files, _ in parts]
 
-    from memfit.data.image_dataset import ImageFolder  # Imports Keras, which takes seconds: last.
+    from memfit.data.image_dataset import ImageFolder, ImageSource  # Imports Keras, which takes seconds: last.
 
     datasets = tuple(
-        ImageFolder(files, part_options, reader, ledger)
+        ImageFolder(ImageSource(files, part_options, reader, ledger), part_options)
         for (files, part_options), ledger in zip(parts, broken, strict=True)
     )
     return datasets if subset == "both" else datasets[0]
@@ -177,24 +181,20 @@ def _check_classes(files: FileTable, label_mode: str | None) -> None:
         )
 
 
-def _parts(
-    files: FileTable, options: ImageOptions, validation_split: float | None, subset: str | None, *, split_seed: int
-) -> list[tuple[FileTable, ImageOptions]]:
+def _parts(files: FileTable, options: ImageOptions, division: Division) -> list[tuple[FileTable, ImageOptions]]:
     """The subsets that were asked for, with the options of each."""
-    if validation_split is None:
+    if division.validation_split is None:
         return [(files, options)]
-    training, validation = shuffling.split(files.labels, validation_split=validation_split, seed=split_seed)
-    if not training.size or not validation.size:
-        raise errors.ArgumentError(
-            f"`validation_split` leaves no images for {'training' if validation.size else 'validation'}: of "
-            f"{len(files)} images {validation.size} go to validation. Received: validation_split={validation_split!r}"
-        )
+    training, validation = shuffling.split(
+        files.labels, validation_split=division.validation_split, seed=division.seed_of_split
+    )
+    division.check(training.size, validation.size)
     # Nothing learns from the order of validation samples, and in a fixed one predictions match labels.
     parts = {
         "training": (files.take(training), options),
         "validation": (files.take(validation), _for_validation(options)),
     }
-    return list(parts.values()) if subset == "both" else [parts[str(subset)]]
+    return list(parts.values()) if division.subset == "both" else [parts[str(division.subset)]]
 
 
 def _for_validation(options: ImageOptions) -> ImageOptions:

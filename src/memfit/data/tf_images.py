@@ -9,8 +9,9 @@ from typing import Any
 
 from memfit import errors
 from memfit.budgeting import host
-from memfit.data import disk, folder_scan, image_options
-from memfit.data.image_options import CHANNELS
+from memfit.data import disk, folder_scan, pipeline_options
+from memfit.data.image_options import CHANNELS, ImageOptions
+from memfit.data.progress import stderr_progress
 from memfit.units import text
 
 _SHARE_OF_FREE = 0.25
@@ -51,7 +52,7 @@ def images_as_tf_data(
     """
     if cache not in (None, "memory", "disk", "auto"):
         raise errors.ArgumentError(f'`cache` must be "memory", "disk", "auto" or None. Received: cache={cache!r}')
-    options = image_options.ImageOptions(image_size=image_size, batch_size=batch_size, color_mode=color_mode)
+    options = ImageOptions(image_size=image_size, batch_size=batch_size, color_mode=color_mode)
     if importlib.util.find_spec("tensorflow") is None:
         raise errors.ArgumentError(
             "`images_as_tf_data` needs TensorFlow, which is not installed. Use `memfit.data.image_folder`, which does not, "
@@ -60,7 +61,7 @@ def images_as_tf_data(
     found = folder_scan.scan(
         os.fspath(directory),
         without_classes=not with_labels,
-        report=folder_scan.stderr_progress(str(directory)),
+        report=stderr_progress(f"listing the images in {directory}", "files"),
     ).files
     image_files = importlib.import_module("memfit.backends.on_tensorflow.image_files")
     paths = [found.path(index) for index in range(len(found))]
@@ -71,7 +72,7 @@ def images_as_tf_data(
         batch_size=batch_size,
         shuffle=shuffle,
         seed=seed,
-        parallel_calls=image_options.usable_cores(),
+        parallel_calls=pipeline_options.usable_cores(),
         cache=_cache(cache, len(found) * height * width * channels),
     )
     dataset = image_files.dataset(paths, found.labels if with_labels else None, chain)

@@ -29,7 +29,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
         ({"label_mode": "sparse"}, "`label_mode` must be one of"),
         ({"label_mode": "binary"}, "exactly two classes.* with 3: .*class_names"),
         ({"validation_split": 0.2}, "belong together"),
-        ({"validation_split": 0.01, "subset": "both"}, "leaves no images for validation"),
+        ({"validation_split": 0.01, "subset": "both"}, "leaves no samples for validation"),
         ({"class_names": ["a", "z"]}, r"\['z'\] do not exist"),
         ({"directory": 3}, "`directory` must be a path"),
         ({"directory": b"images"}, "`directory` must be a path"),

@@ -191,7 +191,6 @@ _APPLY: dict[str, Apply] = {
     "TakeDataset": lambda old, new, size: new.take(_constant(old._count)),
     "SkipDataset": lambda old, new, size: new.skip(_constant(old._count)),
     "ShardDataset": lambda old, new, size: new.shard(_constant(old._num_shards), _constant(old._index)),
-    "UnbatchDataset": lambda old, new, size: new.unbatch(),
 }
 _HOLDS_AND_KEEPS = ("ShuffleDataset", "CacheDataset", "PrefetchDataset", "RepeatDataset")
 
