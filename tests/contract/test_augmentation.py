@@ -75,3 +75,26 @@ def test_a_model_trains_on_augmented_images(folder: pathlib.Path, kind: str) -> 
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     data = load(folder, augmentation=changes)
     assert len(model.fit(data, epochs=2, verbose=0).history["loss"]) == 2
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "auto"])
+def test_a_cache_changes_no_image(
+    folder: pathlib.Path, cache: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", str(tmp_path))
+    changes = memfit.data.Augmentation(**CHANGES)
+    plain, cached = load(folder, augmentation=changes), load(folder, augmentation=changes, cache=cache)
+    assert cached.cache_reason.startswith(f"cache {'on disk' if cache == 'disk' else 'in memory'}")
+    for _ in range(2):
+        for one, other in zip(plain, cached, strict=True):
+            assert np.array_equal(one[0], other[0])
+    reads: list[str] = []
+    reader = cached.source.reader
+    monkeypatch.setattr(reader, "pixels", reads.append)
+    assert len(list(cached)) == len(plain)
+    assert not reads
+    if cache == "disk":
+        again = load(folder, augmentation=changes, cache=cache)
+        monkeypatch.setattr(again.source.reader, "pixels", reads.append)
+        assert np.array_equal(again[0][0], load(folder, augmentation=changes)[0][0])
+        assert not reads

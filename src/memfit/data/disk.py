@@ -40,8 +40,18 @@ def temporary_folder(parent: Path, prefix: str) -> Path:
     """A new folder of this process's own in ``parent``, removed at its end at the latest."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(remove, folder)
     return folder
+
+
+def remove(folder: Path) -> None:
+    """Deletes a folder, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of that number runs."""
+    return psutil.pid_exists(process)
 
 
 def _file_system(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from memfit.data import shuffling
+from memfit.data import image_cache, shuffling
 from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
@@ -41,6 +41,7 @@ class ImageSource(Source):
         self._options = options
         self._broken = broken
         self._change_batch = _batch_function(options)
+        self._cache, self.cache_reason = image_cache.made(options.cache, files, reader)
         self.spec = (self._image_spec(), *_label_spec(options, len(self.class_names)))
 
     @property
@@ -49,7 +50,7 @@ class ImageSource(Source):
 
     @property
     def held_bytes(self) -> int:
-        return self.files.num_bytes
+        return self.files.num_bytes + (0 if self._cache is None else self._cache.held_bytes)
 
     @property
     def reading_bytes(self) -> int:
@@ -103,6 +104,8 @@ class ImageSource(Source):
 
     def _pixels(self, sample: int) -> np.ndarray:
         """A sample's pixels before they are changed, as ``ImageReader.pixels`` gives them."""
+        if self._cache is not None:
+            return self._cache.pixels(sample, lambda: self.reader.pixels(self.files.path(sample)))
         return self.reader.pixels(self.files.path(sample))
 
     def _image_spec(self) -> TensorSpec:
@@ -163,6 +166,11 @@ class ImageFolder(Pipeline):
             f"<ImageFolder {self.source.files.directory!r}: {self.num_samples} images of {len(self.class_names)} classes, "
             f"{self._num_batches} batches of {self.batch_size} x {height} x {width} x {channels}>"
         )
+
+    @property
+    def cache_reason(self) -> str:
+        """Which cache is used for decoded images, and why."""
+        return self.source.cache_reason
 
     @property
     def file_paths(self) -> list[str]:

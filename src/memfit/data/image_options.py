@@ -12,6 +12,7 @@ from memfit.data.pipeline_options import PipelineOptions, is_number, require_cho
 
 LABEL_MODES = ("int", "categorical", "binary", None)
 CHANNELS = {"grayscale": 1, "rgb": 3, "rgba": 4}
+CACHES = ("auto", "memory", "disk", None)
 INTERPOLATIONS = ("bilinear", "nearest", "bicubic")
 
 
@@ -31,6 +32,7 @@ class ImageOptions(PipelineOptions):
     max_broken: int | None = None
     augmentation: Any = None
     training: bool = True
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,6 +40,7 @@ class ImageOptions(PipelineOptions):
         require_choice("label_mode", self.label_mode, LABEL_MODES)
         require_choice("color_mode", self.color_mode, tuple(CHANNELS))
         require_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        require_choice("cache", self.cache, CACHES)
         if self.max_broken is not None:
             require_integer("max_broken", self.max_broken, least=0)
         if self.rescale is not None and not (is_number(self.rescale) and math.isfinite(self.rescale) and self.rescale):

@@ -43,6 +43,7 @@ def image_folder(
     max_broken: int | None = None,
     follow_links: bool = False,
     augmentation: Any = None,
+    cache: str | None = None,
 ) -> Any:
     """Images in class folders as a data set for ``fit``, ``evaluate`` and ``predict`` on every Keras backend.
 
@@ -80,6 +81,8 @@ def image_folder(
         follow_links: Whether to go into linked folders below the class folders.
         augmentation: A ``memfit.data.Augmentation`` for each image, or a Keras preprocessing layer, a model of them, or a
             function for each batch: float32 images in, images out. Validation data is not changed at random.
+        cache: Whether decoded images, as bytes and before any augmentation, are kept for the next epoch: "memory", "disk"
+            (for the next run, too), "auto" for the first of the two that has room, or none; ``cache_reason`` says which.
 
     Returns:
         A ``keras.utils.PyDataset`` with ``class_names``, ``class_indices``, ``num_samples``, ``num_batches``,
@@ -117,6 +120,7 @@ def image_folder(
         max_queue_bytes=max_queue_bytes,  # type: ignore[arg-type]
         max_broken=max_broken,
         augmentation=augmentation,
+        cache=cache,
     )
     division = Division(validation_split, subset, seed)
     found = folder_scan.scan(

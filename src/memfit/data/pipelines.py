@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -218,4 +217,4 @@ def _with_folders(changes: tuple[Change, ...]) -> tuple[tuple[Change, ...], list
 
 def _remove(folders: list[Path]) -> None:
     for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+        disk.remove(folder)

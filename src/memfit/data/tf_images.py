@@ -9,13 +9,9 @@ from typing import Any
 
 from memfit import errors
 from memfit.budgeting import host
-from memfit.data import disk, folder_scan, pipeline_options
+from memfit.data import disk, folder_scan, image_cache, pipeline_options
 from memfit.data.image_options import CHANNELS, ImageOptions
 from memfit.data.progress import stderr_progress
-from memfit.units import text
-
-_SHARE_OF_FREE = 0.25
-"""Share of the free memory that a cache may take."""
 
 
 def images_as_tf_data(
@@ -50,9 +46,7 @@ def images_as_tf_data(
     Raises:
         ArgumentError: The directory or an option cannot work, or TensorFlow is not installed.
     """
-    if cache not in (None, "memory", "disk", "auto"):
-        raise errors.ArgumentError(f'`cache` must be "memory", "disk", "auto" or None. Received: cache={cache!r}')
-    options = ImageOptions(image_size=image_size, batch_size=batch_size, color_mode=color_mode)
+    options = ImageOptions(image_size=image_size, batch_size=batch_size, color_mode=color_mode, cache=cache)
     if importlib.util.find_spec("tensorflow") is None:
         raise errors.ArgumentError(
             "`images_as_tf_data` needs TensorFlow, which is not installed. Use `memfit.data.image_folder`, which does not, "
@@ -83,17 +77,8 @@ def images_as_tf_data(
 
 def _cache(wanted: str | None, num_bytes: int) -> str | None:
     """None, "" for memory, or a file prefix."""
-    if wanted is None:
-        return None
-    if wanted in ("memory", "auto") and num_bytes <= _SHARE_OF_FREE * host.free_bytes():
-        return ""
-    if wanted in ("disk", "auto"):
-        folder, _ = disk.roomy_folder(num_bytes)
-        if folder is not None:
-            return str(disk.temporary_folder(folder, "tf-data-") / "cache")
-    if wanted == "auto":
-        return None
-    raise errors.ArgumentError(
-        f"There is no room for a cache of {text(num_bytes)}. Received: cache={wanted!r}. "
-        'Pass cache="auto" to cache where there is room, or smaller images.'
-    )
+    room = int(image_cache.SHARE_OF_FREE * host.free_bytes())
+    choice = image_cache.choose(wanted, num_bytes, room=room, disk_for=disk.roomy_folder)
+    if choice.folder is not None:
+        return str(disk.temporary_folder(choice.folder, "tf-data-") / "cache")
+    return "" if choice.kind == "memory" else None
