@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from memfit.data.array_source import arrays
     from memfit.data.image_pipeline import image_folder
+    from memfit.data.indexed_source import indexed, tfds
     from memfit.data.table_source import table
+    from memfit.data.text_source import text
+    from memfit.data.tfrecord_source import tfrecord
 
-__all__ = ["arrays", "image_folder", "table"]
+__all__ = ["arrays", "image_folder", "indexed", "table", "text", "tfds", "tfrecord"]
 
 _MODULE_OF = {
     "arrays": "memfit.data.array_source",
     "image_folder": "memfit.data.image_pipeline",
+    "indexed": "memfit.data.indexed_source",
     "table": "memfit.data.table_source",
+    "text": "memfit.data.text_source",
+    "tfds": "memfit.data.indexed_source",
+    "tfrecord": "memfit.data.tfrecord_source",
 }
 
 

@@ -100,6 +100,13 @@ class ImageReader:
         try:
             with open(path, "rb") as file:
                 data = file.read()
+        except OSError as error:
+            raise UnreadableImageError(_reason(error)) from error
+        self.decode(data, out)
+
+    def decode(self, data: bytes, out: np.ndarray) -> None:
+        """Decodes what a file holds; otherwise as ``read``."""
+        try:
             pixels = self._resize(self._decode(data))
         except DAMAGE as error:
             raise UnreadableImageError(_reason(error)) from error
