@@ -331,8 +331,8 @@ def test_fit_decodes_each_file_once_an_epoch_though_it_shuffles_batches(
     dataset = load(folder)
     watch(dataset, epochs=1)
     reads: list[str] = []
-    read = dataset.source.reader.read
-    monkeypatch.setattr(dataset.source.reader, "read", lambda path, out: reads.append(path) or read(path, out))
+    read = dataset.source.reader.pixels
+    monkeypatch.setattr(dataset.source.reader, "pixels", lambda path: reads.append(path) or read(path))
     model, _ = witness_model()
     model.fit(dataset, epochs=1, verbose=0)  # Builds the model, which takes batches of its own.
     reads.clear()

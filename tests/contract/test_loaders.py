@@ -165,7 +165,7 @@ def tfds(folder: pathlib.Path, **options: Any) -> Any:
         def _info(self) -> Any:
             features = {
                 "x": library.features.Tensor(shape=(3,), dtype=np.float32),
-                "label": library.features.ClassLabel(3),
+                "label": library.features.ClassLabel(num_classes=3),
             }
             return library.core.DatasetInfo(
                 builder=self, features=library.features.FeaturesDict(features), supervised_keys=("x", "label")

@@ -5,15 +5,18 @@ Imports Keras: only imported when a data set is made.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
 
-from memfit.data import shuffling
+from memfit.data import image_cache, shuffling
+from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
-from memfit.data.image_decoding import ImageReader, UnreadableImageError
+from memfit.data.image_decoding import ImageReader, UnreadableImageError, finish
 from memfit.data.image_options import ImageOptions
+from memfit.data.layer_augmentation import BatchFunction
 from memfit.data.pipeline import Pipeline
 from memfit.data.source import Draft, Source
 from memfit.records import TensorSpec
@@ -35,9 +38,11 @@ class ImageSource(Source):
         self.num_samples = len(files)
         self.class_names = [name for name in files.folders if name]
         self.classes = files.labels
-        self.spec = (TensorSpec(options.image_shape, "float32"), *_label_spec(options, len(self.class_names)))
         self._options = options
         self._broken = broken
+        self._change_batch = _batch_function(options)
+        self._cache, self.cache_reason = image_cache.made(options.cache, files, reader)
+        self.spec = (self._image_spec(), *_label_spec(options, len(self.class_names)))
 
     @property
     def skipped(self) -> tuple[SkippedFile, ...]:
@@ -45,7 +50,7 @@ class ImageSource(Source):
 
     @property
     def held_bytes(self) -> int:
-        return self.files.num_bytes
+        return self.files.num_bytes + (0 if self._cache is None else self._cache.held_bytes)
 
     @property
     def reading_bytes(self) -> int:
@@ -58,35 +63,57 @@ class ImageSource(Source):
     def begin(self, samples: np.ndarray, *, seed: int, epoch: int) -> Draft:
         images = np.empty((len(samples), *self._options.image_shape), np.float32)
         used = samples.copy()
+        changed = [images]
+        rows_left, lock = len(samples), threading.Lock()
 
         def read(start: int, stop: int) -> None:
+            nonlocal rows_left
             for row in range(start, stop):
                 used[row] = self._read(int(samples[row]), images[row], seed=seed, epoch=epoch)
+            with lock:
+                rows_left -= stop - start
+                is_last = rows_left == 0
+            # By the thread that reads the last row, and not where the batch is handed over, so that it is done ahead, too.
+            if is_last and self._change_batch is not None:
+                changed[0] = self._change_batch(images, (seed, epoch, int(samples[0])))
 
-        return Draft(read, lambda: self._batch(images, used))
+        return Draft(read, lambda: self._batch(changed[0], used))
 
     def _read(self, sample: int, out: np.ndarray, *, seed: int, epoch: int) -> int:
         """Reads a sample, or the first of its stand-ins that can be read, into ``out``; returns which one it was."""
-        if self._try(sample, out):
+        if self._try(sample, out, key=(seed, epoch, sample)):
             return sample
         # A data set in the order of its files has the same stand-ins in every epoch, too.
-        epoch = epoch if self._options.shuffle else 0
-        for candidate in shuffling.stand_ins(self.files.labels, sample, seed=seed, epoch=epoch):
-            if self._try(candidate, out):
+        order = epoch if self._options.shuffle else 0
+        for candidate in shuffling.stand_ins(self.files.labels, sample, seed=seed, epoch=order):
+            if self._try(candidate, out, key=(seed, epoch, sample)):
                 return candidate
         self._broken.check()
         raise AssertionError("unreachable: a file that can be read was not among the stand-ins")
 
-    def _try(self, sample: int, out: np.ndarray) -> bool:
+    def _try(self, sample: int, out: np.ndarray, *, key: tuple[int, ...]) -> bool:
         if sample in self._broken:
             return False
-        path = self.files.path(sample)
         try:
-            self.reader.read(path, out)
+            pixels = self._pixels(sample)
         except UnreadableImageError as error:
-            self._broken.add(sample, SkippedFile(path, str(error)))
+            self._broken.add(sample, SkippedFile(self.files.path(sample), str(error)))
             return False
+        finish(pixels, out, options=self._options, key=key)
         return True
+
+    def _pixels(self, sample: int) -> np.ndarray:
+        """A sample's pixels before they are changed, as ``ImageReader.pixels`` gives them."""
+        if self._cache is not None:
+            return self._cache.pixels(sample, lambda: self.reader.pixels(self.files.path(sample)))
+        return self.reader.pixels(self.files.path(sample))
+
+    def _image_spec(self) -> TensorSpec:
+        shape = self._options.image_shape
+        if self._change_batch is None:
+            return TensorSpec(shape, "float32")
+        changed = self._change_batch(np.zeros((1, *shape), np.float32), (0,))
+        return TensorSpec(changed.shape[1:], str(changed.dtype))
 
     def _batch(self, images: np.ndarray, samples: np.ndarray) -> Any:
         labels = self.files.labels[samples]
@@ -99,6 +126,13 @@ class ImageSource(Source):
                 return images, labels.astype(np.float32)[:, None]
             case _:
                 return images, labels
+
+
+def _batch_function(options: ImageOptions) -> BatchFunction | None:
+    """What changes whole batches, where the augmentation is not one of single images."""
+    if options.augmentation is None or isinstance(options.augmentation, Augmentation):
+        return None
+    return BatchFunction(options.augmentation, training=options.training)
 
 
 def _label_spec(options: ImageOptions, num_classes: int) -> tuple[TensorSpec, ...]:
@@ -132,6 +166,11 @@ class ImageFolder(Pipeline):
             f"<ImageFolder {self.source.files.directory!r}: {self.num_samples} images of {len(self.class_names)} classes, "
             f"{self._num_batches} batches of {self.batch_size} x {height} x {width} x {channels}>"
         )
+
+    @property
+    def cache_reason(self) -> str:
+        """Which cache is used for decoded images, and why."""
+        return self.source.cache_reason
 
     @property
     def file_paths(self) -> list[str]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from memfit.data.augmentation import Augmentation
 from memfit.data.image_options import ImageOptions
 
 # The only place that knows how a damaged file shows itself. MemoryError is not among them: that file is not broken.
@@ -97,6 +98,14 @@ class ImageReader:
         Raises:
             UnreadableImageError: The file is missing, damaged or no image; ``out`` may be partly written.
         """
+        finish(self.pixels(path), out, options=self.options, key=(0,))
+
+    def pixels(self, path: str) -> np.ndarray:
+        """One file's pixels, uint8, shape ``options.image_shape``, not to be changed.
+
+        Raises:
+            UnreadableImageError: The file is missing, damaged or no image.
+        """
         try:
             with open(path, "rb") as file:
                 data = file.read()
@@ -110,11 +119,7 @@ class ImageReader:
             pixels = self._resize(self._decode(data))
         except DAMAGE as error:
             raise UnreadableImageError(_reason(error)) from error
-        pixels = pixels.reshape(out.shape)
-        if self.options.rescale is None:
-            out[...] = pixels
-        else:
-            np.multiply(pixels, np.float32(self.options.rescale), out=out)
+        return pixels.reshape(self.options.image_shape)
 
     def survey(self, paths: Iterable[str]) -> None:
         """Raises ``most_bytes`` to what these files will take, from their headers alone; damaged ones are passed."""
@@ -184,6 +189,23 @@ class ImageReader:
         # compressed file is in memory, too, but smaller than its pixels.
         taken = 12 * decoded + (6 * columns * rows if progressive else 0) + 8 * height * width
         self.most_bytes = max(self.most_bytes, taken)
+
+
+def finish(pixels: np.ndarray, out: np.ndarray, *, options: ImageOptions, key: tuple[int, ...]) -> None:
+    """Changes and scales an image's pixels on their way into a batch.
+
+    Args:
+        pixels: As ``ImageReader.pixels`` returns them.
+        out: float32, shape ``options.image_shape``.
+        options: What to do with them.
+        key: What an augmentation is drawn from: integers from 0.
+    """
+    if isinstance(options.augmentation, Augmentation):
+        pixels = options.augmentation(pixels, np.random.default_rng(key), out=out)
+    if options.rescale is not None:
+        np.multiply(pixels, np.float32(options.rescale), out=out)
+    elif pixels is not out:
+        out[...] = pixels
 
 
 def _reason(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from memfit.data.pipeline_options import PipelineOptions, is_number, require_cho
 
 LABEL_MODES = ("int", "categorical", "binary", None)
 CHANNELS = {"grayscale": 1, "rgb": 3, "rgba": 4}
+CACHES = ("auto", "memory", "disk", None)
 INTERPOLATIONS = ("bilinear", "nearest", "bicubic")
 
 
@@ -29,6 +30,9 @@ class ImageOptions(PipelineOptions):
     interpolation: str = "bilinear"
     rescale: float | None = None
     max_broken: int | None = None
+    augmentation: Any = None
+    training: bool = True
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,12 +40,23 @@ class ImageOptions(PipelineOptions):
         require_choice("label_mode", self.label_mode, LABEL_MODES)
         require_choice("color_mode", self.color_mode, tuple(CHANNELS))
         require_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        require_choice("cache", self.cache, CACHES)
         if self.max_broken is not None:
             require_integer("max_broken", self.max_broken, least=0)
         if self.rescale is not None and not (is_number(self.rescale) and math.isfinite(self.rescale) and self.rescale):
             raise errors.ArgumentError(
                 "`rescale` must be a number that the values from 0 to 255 are multiplied with, such as 1 / 255, "
                 f"or None. Received: rescale={self.rescale!r}"
+            )
+        if self.augmentation is not None and not callable(self.augmentation):
+            raise errors.ArgumentError(
+                "`augmentation` must be a memfit.data.Augmentation, a Keras layer or a function of a batch of images. "
+                f"Received: augmentation={self.augmentation!r}"
+            )
+        if self.rescale is not None and getattr(self.augmentation, "rescale", None):
+            raise errors.ArgumentError(
+                "`rescale` is given twice. "
+                f"Received: rescale={self.rescale!r} and {self.augmentation.rescale!r} in `augmentation`. Leave one out."
             )
 
     @property

@@ -12,6 +12,7 @@ import numpy as np
 
 from memfit import errors
 from memfit.data import folder_scan, pipeline_options, shuffling
+from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
 from memfit.data.image_decoding import ImageReader, UnreadableImageError
@@ -41,6 +42,8 @@ def image_folder(
     max_queue_bytes: int | str = pipeline_options.QUEUE_BYTES,
     max_broken: int | None = None,
     follow_links: bool = False,
+    augmentation: Any = None,
+    cache: str | None = None,
 ) -> Any:
     """Images in class folders as a data set for ``fit``, ``evaluate`` and ``predict`` on every Keras backend.
 
@@ -76,6 +79,10 @@ def image_folder(
         max_queue_bytes: Bytes of batches ahead, such as "512 MiB": fewer batches are made ahead where they are large.
         max_broken: More unreadable files than this are an error. If left out training goes on while one can be read.
         follow_links: Whether to go into linked folders below the class folders.
+        augmentation: A ``memfit.data.Augmentation`` for each image, or a Keras preprocessing layer, a model of them, or a
+            function for each batch: float32 images in, images out. Validation data is not changed at random.
+        cache: Whether decoded images, as bytes and before any augmentation, are kept for the next epoch: "memory", "disk"
+            (for the next run, too), "auto" for the first of the two that has room, or none; ``cache_reason`` says which.
 
     Returns:
         A ``keras.utils.PyDataset`` with ``class_names``, ``class_indices``, ``num_samples``, ``num_batches``,
@@ -112,6 +119,8 @@ def image_folder(
         max_queue_size=max_queue_size,
         max_queue_bytes=max_queue_bytes,  # type: ignore[arg-type]
         max_broken=max_broken,
+        augmentation=augmentation,
+        cache=cache,
     )
     division = Division(validation_split, subset, seed)
     found = folder_scan.scan(
@@ -187,9 +196,16 @@ def _parts(files: FileTable, options: ImageOptions, division: Division) -> list[
     # Nothing learns from the order of validation samples, and in a fixed one predictions match labels.
     parts = {
         "training": (files.take(training), options),
-        "validation": (files.take(validation), dataclasses.replace(options, shuffle=False)),
+        "validation": (files.take(validation), _for_validation(options)),
     }
     return list(parts.values()) if division.subset == "both" else [parts[str(division.subset)]]
+
+
+def _for_validation(options: ImageOptions) -> ImageOptions:
+    augmentation = options.augmentation
+    if isinstance(augmentation, Augmentation):
+        augmentation = augmentation.without_randomness
+    return dataclasses.replace(options, shuffle=False, augmentation=augmentation, training=False)
 
 
 def _first_read(files: FileTable, reader: ImageReader, skipped: tuple[SkippedFile, ...]) -> BrokenFiles:
