@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from memfit.data.augmentation import Augmentation
     from memfit.data.image_generator import from_image_data_generator
     from memfit.data.image_pipeline import image_folder
+    from memfit.data.image_tables import image_table
     from memfit.data.indexed_source import indexed, tfds
     from memfit.data.table_source import table
     from memfit.data.text_source import text
@@ -21,6 +22,7 @@ __all__ = [
     "arrays",
     "from_image_data_generator",
     "image_folder",
+    "image_table",
     "images_as_tf_data",
     "indexed",
     "table",
@@ -34,6 +36,7 @@ _MODULE_OF = {
     "arrays": "memfit.data.array_source",
     "from_image_data_generator": "memfit.data.image_generator",
     "image_folder": "memfit.data.image_pipeline",
+    "image_table": "memfit.data.image_tables",
     "images_as_tf_data": "memfit.data.tf_images",
     "indexed": "memfit.data.indexed_source",
     "table": "memfit.data.table_source",

@@ -111,10 +111,10 @@ class ImageReader:
                 data = file.read()
         except OSError as error:
             raise UnreadableImageError(_reason(error)) from error
-        self.decode(data, out)
+        return self.decode(data)
 
-    def decode(self, data: bytes, out: np.ndarray) -> None:
-        """Decodes what a file holds; otherwise as ``read``."""
+    def decode(self, data: bytes) -> np.ndarray:
+        """The pixels of what a file holds, as ``pixels`` gives them."""
         try:
             pixels = self._resize(self._decode(data))
         except DAMAGE as error:

@@ -152,14 +152,12 @@ class Examples:
         return values.reshape(shape)
 
     def _image(self, values: Any, name: str, number: int) -> np.ndarray:
-        out = np.empty(self._wanted[name][1], np.float32)
         try:
             if not isinstance(values, list) or len(values) != 1:
                 raise UnreadableImageError("not one string of bytes")
-            self._images[name].decode(values[0], out)
+            return self._images[name].decode(values[0])
         except UnreadableImageError as error:
             raise errors.MemfitError(f"{self.name(number)} holds no image as {name!r}: {error}.") from error
-        return out
 
 
 def structure_of(values: Mapping[str, Any], label: str | None) -> tuple[Any, ...]:
