@@ -167,12 +167,19 @@ def test_color_modes(folder: pathlib.Path, color_mode: str, channels: int) -> No
     assert 0 < images.max() <= 1
 
 
-def test_single_classes_and_empty_ones_are_warned_about(folder: pathlib.Path) -> None:
+def test_single_classes_and_empty_ones_are_errors_unless_they_are_named(folder: pathlib.Path) -> None:
     with pytest.warns(UserWarning, match=r"a single class in .*\['bees'\]"):
         load(folder, class_names=["bees"])
     (folder / "dogs").mkdir()
+    with pytest.raises(errors.ArgumentError, match=r"no images in 1 class folders .*\['dogs'\]. Pass `class_names`"):
+        load(folder)
+    names = ["ants", "bees", "cats", "dogs"]
     with pytest.warns(UserWarning, match=r"no images in 1 class folders .*\['dogs'\]"):
-        assert load(folder).class_names == ["ants", "bees", "cats", "dogs"]
+        assert load(folder, class_names=names).class_names == names
+    with pytest.raises(
+        errors.ArgumentError, match=r"a single class in .*\['only'\]. .*Was a folder above or below meant"
+    ):
+        load(write(folder / "above" / "only").parent)
 
 
 def test_the_example_in_the_docstring_runs() -> None:

@@ -15,6 +15,7 @@ from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
 from memfit.data.image_decoding import ImageReader, UnreadableImageError, finish
+from memfit.data.image_masks import MaskReader
 from memfit.data.image_options import ImageOptions
 from memfit.data.layer_augmentation import BatchFunction
 from memfit.data.pipeline import Pipeline
@@ -36,13 +37,14 @@ class ImageSource(Source):
         self.files = files
         self.reader = reader
         self.num_samples = len(files)
-        self.class_names = [name for name in files.folders if name]
+        self.class_names = files.class_names
         self.classes = files.labels
         self._options = options
         self._broken = broken
         self._change_batch = _batch_function(options)
         self._cache, self.cache_reason = image_cache.made(options.cache, files, reader)
-        self.spec = (self._image_spec(), *_label_spec(options, len(self.class_names)))
+        self._masks = None if files.annotations.masks is None else MaskReader(options.image_size, options.mask_values)
+        self.spec = (self._image_spec(), *_label_spec(options, files))
 
     @property
     def skipped(self) -> tuple[SkippedFile, ...]:
@@ -63,13 +65,15 @@ class ImageSource(Source):
     def begin(self, samples: np.ndarray, *, seed: int, epoch: int) -> Draft:
         images = np.empty((len(samples), *self._options.image_shape), np.float32)
         used = samples.copy()
+        masks = None if self._masks is None else np.empty((len(samples), *self._options.image_size, 1), np.uint8)
         changed = [images]
         rows_left, lock = len(samples), threading.Lock()
 
         def read(start: int, stop: int) -> None:
             nonlocal rows_left
             for row in range(start, stop):
-                used[row] = self._read(int(samples[row]), images[row], seed=seed, epoch=epoch)
+                mask = None if masks is None else masks[row]
+                used[row] = self._read(int(samples[row]), images[row], mask, seed=seed, epoch=epoch)
             with lock:
                 rows_left -= stop - start
                 is_last = rows_left == 0
@@ -77,30 +81,43 @@ class ImageSource(Source):
             if is_last and self._change_batch is not None:
                 changed[0] = self._change_batch(images, (seed, epoch, int(samples[0])))
 
-        return Draft(read, lambda: self._batch(changed[0], used))
+        return Draft(read, lambda: self._batch(changed[0], used) if masks is None else (changed[0], masks))
 
-    def _read(self, sample: int, out: np.ndarray, *, seed: int, epoch: int) -> int:
+    def _read(self, sample: int, out: np.ndarray, mask: np.ndarray | None, *, seed: int, epoch: int) -> int:
         """Reads a sample, or the first of its stand-ins that can be read, into ``out``; returns which one it was."""
-        if self._try(sample, out, key=(seed, epoch, sample)):
+        if self._try(sample, out, mask, key=(seed, epoch, sample)):
             return sample
         # A data set in the order of its files has the same stand-ins in every epoch, too.
         order = epoch if self._options.shuffle else 0
         for candidate in shuffling.stand_ins(self.files.labels, sample, seed=seed, epoch=order):
-            if self._try(candidate, out, key=(seed, epoch, sample)):
+            if self._try(candidate, out, mask, key=(seed, epoch, sample)):
                 return candidate
         self._broken.check()
         raise AssertionError("unreachable: a file that can be read was not among the stand-ins")
 
-    def _try(self, sample: int, out: np.ndarray, *, key: tuple[int, ...]) -> bool:
+    def _try(self, sample: int, out: np.ndarray, mask: np.ndarray | None, *, key: tuple[int, ...]) -> bool:
         if sample in self._broken:
             return False
         try:
             pixels = self._pixels(sample)
+            if mask is not None:
+                self._read_mask(sample, mask, key=key)
         except UnreadableImageError as error:
             self._broken.add(sample, SkippedFile(self.files.path(sample), str(error)))
             return False
         finish(pixels, out, options=self._options, key=key)
         return True
+
+    def _read_mask(self, sample: int, out: np.ndarray, *, key: tuple[int, ...]) -> None:
+        reader, masks = self._masks, self.files.annotations.masks
+        assert reader is not None
+        assert masks is not None
+        mask = reader.read(masks.path(sample))
+        augmentation = self._options.augmentation
+        if isinstance(augmentation, Augmentation):
+            # Drawn from the same key as the image's, it is the same transform.
+            mask = augmentation.mask(mask, augmentation.drawn(mask.shape, np.random.default_rng(key)))
+        out[...] = mask
 
     def _pixels(self, sample: int) -> np.ndarray:
         """A sample's pixels before they are changed, as ``ImageReader.pixels`` gives them."""
@@ -116,6 +133,8 @@ class ImageSource(Source):
         return TensorSpec(changed.shape[1:], str(changed.dtype))
 
     def _batch(self, images: np.ndarray, samples: np.ndarray) -> Any:
+        if self.files.annotations.targets is not None:
+            return images, self.files.annotations.targets[samples]
         labels = self.files.labels[samples]
         match self._options.label_mode:
             case None:
@@ -135,12 +154,16 @@ def _batch_function(options: ImageOptions) -> BatchFunction | None:
     return BatchFunction(options.augmentation, training=options.training)
 
 
-def _label_spec(options: ImageOptions, num_classes: int) -> tuple[TensorSpec, ...]:
+def _label_spec(options: ImageOptions, files: FileTable) -> tuple[TensorSpec, ...]:
+    if files.annotations.masks is not None:
+        return (TensorSpec((*options.image_size, 1), "uint8"),)
+    if files.annotations.targets is not None:
+        return (TensorSpec(files.annotations.targets.shape[1:], "float32"),)
     match options.label_mode:
         case None:
             return ()
         case "categorical":
-            return (TensorSpec((num_classes,), "float32"),)
+            return (TensorSpec((len(files.class_names),), "float32"),)
         case "binary":
             return (TensorSpec((1,), "float32"),)
         case _:
@@ -179,5 +202,6 @@ class ImageFolder(Pipeline):
 
     @property
     def labels(self) -> np.ndarray:
-        """int32, shape (num_samples,): the class of each file, before any shuffling."""
-        return self.source.files.labels.copy()
+        """Before any shuffling: int32, shape (num_samples,), the class of each file, or float32, what it is to predict."""
+        targets = self.source.files.annotations.targets
+        return (self.source.files.labels if targets is None else targets).copy()

@@ -109,6 +109,13 @@ class ImageReader:
         try:
             with open(path, "rb") as file:
                 data = file.read()
+        except OSError as error:
+            raise UnreadableImageError(_reason(error)) from error
+        return self.decode(data)
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """The pixels of what a file holds, as ``pixels`` gives them."""
+        try:
             pixels = self._resize(self._decode(data))
         except DAMAGE as error:
             raise UnreadableImageError(_reason(error)) from error

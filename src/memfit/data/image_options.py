@@ -30,6 +30,7 @@ class ImageOptions(PipelineOptions):
     interpolation: str = "bilinear"
     rescale: float | None = None
     max_broken: int | None = None
+    mask_values: tuple[int, ...] | None = None
     augmentation: Any = None
     training: bool = True
     cache: str | None = None
@@ -43,6 +44,8 @@ class ImageOptions(PipelineOptions):
         require_choice("cache", self.cache, CACHES)
         if self.max_broken is not None:
             require_integer("max_broken", self.max_broken, least=0)
+        if self.mask_values is not None:
+            _check_mask_values(self.mask_values)
         if self.rescale is not None and not (is_number(self.rescale) and math.isfinite(self.rescale) and self.rescale):
             raise errors.ArgumentError(
                 "`rescale` must be a number that the values from 0 to 255 are multiplied with, such as 1 / 255, "
@@ -75,3 +78,12 @@ def _image_size(value: Any) -> tuple[int, int]:
             f"`image_size` must be (height, width) in pixels, such as (150, 150). Received: image_size={value!r}"
         )
     return int(height), int(width)
+
+
+def _check_mask_values(values: Any) -> None:
+    whole = isinstance(values, tuple) and all(isinstance(value, numbers.Integral) for value in values)
+    if not whole or not values or len(set(values)) != len(values) or not all(0 <= value <= 255 for value in values):
+        raise errors.ArgumentError(
+            "`mask_values` must be different numbers from 0 to 255, such as (0, 255): the value of each class in the masks. "
+            f"Received: mask_values={values!r}"
+        )

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from memfit import errors
-from memfit.data import folder_scan, pipeline_options, shuffling
+from memfit.data import folder_scan, image_masks, pipeline_options, shuffling
 from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
+from memfit.data.folder_scan import FolderScan
 from memfit.data.image_decoding import ImageReader, UnreadableImageError
 from memfit.data.image_options import ImageOptions
 from memfit.data.pipeline_options import Division
@@ -42,6 +43,8 @@ def image_folder(
     max_queue_bytes: int | str = pipeline_options.QUEUE_BYTES,
     max_broken: int | None = None,
     follow_links: bool = False,
+    masks: str | os.PathLike[str] | None = None,
+    mask_values: Sequence[int] | None = None,
     augmentation: Any = None,
     cache: str | None = None,
 ) -> Any:
@@ -79,6 +82,10 @@ def image_folder(
         max_queue_bytes: Bytes of batches ahead, such as "512 MiB": fewer batches are made ahead where they are large.
         max_broken: More unreadable files than this are an error. If left out training goes on while one can be read.
         follow_links: Whether to go into linked folders below the class folders.
+        masks: Folder of segmentation masks, which take the place of labels: uint8, shape (batch_size, height, width, 1).
+            ``photos/a/1.jpg`` has its mask in ``masks/a/1.png``; the images may lie in ``directory`` itself. Masks are
+            resized without new values and augmented with their images. An image without a mask is left out.
+        mask_values: The value that each class has in the masks, such as (0, 255). Left out, the values are the classes.
         augmentation: A ``memfit.data.Augmentation`` for each image, or a Keras preprocessing layer, a model of them, or a
             function for each batch: float32 images in, images out. Validation data is not changed at random.
         cache: Whether decoded images, as bytes and before any augmentation, are kept for the next epoch: "memory", "disk"
@@ -121,31 +128,65 @@ def image_folder(
         max_broken=max_broken,
         augmentation=augmentation,
         cache=cache,
+        mask_values=None if mask_values is None else tuple(mask_values),
     )
+    check_masks(options, masks)
     division = Division(validation_split, subset, seed)
     found = folder_scan.scan(
         _directory(directory),
         class_names=class_names,
-        without_classes=label_mode is None,
+        without_classes=label_mode is None or masks is not None,
         follow_links=follow_links,
         report=stderr_progress(f"listing the images in {directory}", "files"),
     )
-    _check_classes(found.files, label_mode)
+    if masks is None:
+        _check_classes(found.files, label_mode, named=class_names is not None)
+    else:
+        found = _with_masks(found, masks)
+    return datasets(found, options, division)
+
+
+def datasets(found: FolderScan, options: ImageOptions, division: Division) -> Any:
+    """The data set of the files that were found, or the two of them that were asked for.
+
+    Raises:
+        ArgumentError: A subset would be empty.
+        MemfitError: Too many files cannot be read, or none can.
+    """
     reader = ImageReader(options)
     largest = np.argsort(found.sizes)[-NUM_SURVEYED:]
     reader.survey(found.files.path(int(index)) for index in largest)
     for file in found.skipped:
-        warnings.warn(f"memfit skips {file.path}: {file.reason}", stacklevel=2)
+        warnings.warn(f"memfit skips {file.path}: {file.reason}", stacklevel=3)
     parts = _parts(found.files, options, division)
     broken = [_first_read(files, reader, found.skipped) for files, _ in parts]
 
     from memfit.data.image_dataset import ImageFolder, ImageSource  # Imports Keras, which takes seconds: last.
 
-    datasets = tuple(
+    made = tuple(
         ImageFolder(ImageSource(files, part_options, reader, ledger), part_options)
         for (files, part_options), ledger in zip(parts, broken, strict=True)
     )
-    return datasets if subset == "both" else datasets[0]
+    return made if division.subset == "both" else made[0]
+
+
+def check_masks(options: ImageOptions, masks: Any) -> None:
+    """Raises ArgumentError where masks could not follow their images."""
+    batches_change = options.augmentation is not None and not isinstance(options.augmentation, Augmentation)
+    if masks is not None and batches_change:
+        raise errors.ArgumentError(
+            "Masks follow their images in a memfit.data.Augmentation only. "
+            f"Received: augmentation={options.augmentation!r:.100} beside masks."
+        )
+    if masks is None and options.mask_values is not None:
+        raise errors.ArgumentError(f"`mask_values` needs masks. Received: mask_values={options.mask_values}, no masks.")
+
+
+def _with_masks(found: FolderScan, masks: str | os.PathLike[str]) -> FolderScan:
+    report = stderr_progress(f"looking for masks in {masks}", "files")
+    chosen, table, without = image_masks.beside(found.files, masks, report)
+    files = image_masks.with_masks(found.files.take(chosen), table)
+    return FolderScan(files, found.sizes[chosen], (*found.skipped, *without))
 
 
 def _directory(directory: str | os.PathLike[str]) -> str:
@@ -158,8 +199,11 @@ def _directory(directory: str | os.PathLike[str]) -> str:
     return path
 
 
-def _check_classes(files: FileTable, label_mode: str | None) -> None:
-    """Checks what only the folder can tell: whether its classes suit the labels."""
+def _check_classes(files: FileTable, label_mode: str | None, *, named: bool) -> None:
+    """Checks what only the folder can tell: whether its classes suit the labels.
+
+    One class, or one without images, is an error where the user did not name the classes: named, they are meant.
+    """
     if label_mode is None:
         return
     names = list(files.folders)
@@ -169,20 +213,26 @@ def _check_classes(files: FileTable, label_mode: str | None) -> None:
             f'{names[:10]}. Choose two with `class_names`, or use "int" or "categorical".'
         )
     if len(names) == 1:
-        # Not an error: the images of one class are a fair thing to evaluate a model on.
-        warnings.warn(
-            f"memfit found a single class in {files.directory!r}: {names}. A classifier has nothing to learn from it. "
+        _doubt(
+            f"There is a single class in {files.directory!r}: {names}. A classifier has nothing to learn from it. "
             "Was a folder above or below meant?",
-            stacklevel=3,
+            named=named,
         )
     counts = np.bincount(files.labels, minlength=len(names))
     empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
     if empty:
-        warnings.warn(
-            f"memfit found no images in {len(empty)} class folders of {files.directory!r}: {empty[:10]}. "
-            "They count as classes.",
-            stacklevel=3,
+        _doubt(
+            f"There are no images in {len(empty)} class folders of {files.directory!r}: {empty[:10]}.",
+            named=named,
         )
+
+
+def _doubt(message: str, *, named: bool) -> None:
+    if not named:
+        raise errors.ArgumentError(
+            f"{message} Pass `class_names` to say which classes there are, or remove the folders."
+        )
+    warnings.warn(f"memfit: {message}", stacklevel=4)
 
 
 def _parts(files: FileTable, options: ImageOptions, division: Division) -> list[tuple[FileTable, ImageOptions]]:
