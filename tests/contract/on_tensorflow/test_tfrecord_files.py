@@ -5,8 +5,13 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
+
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("TensorFlow only", allow_module_level=True)
+
 import tensorflow as tf
 
 from memfit import data

@@ -6,6 +6,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
+
+if keras.backend.backend() != "torch":
+    pytest.skip("PyTorch only", allow_module_level=True)
+
 import torch
 
 import memfit
