@@ -169,16 +169,13 @@ class Augmentation:
         transform = rng if isinstance(rng, Transform) else self.drawn(pixels.shape, rng)
         result = np.empty(pixels.shape, np.float32) if out is None else out
         matrix = transform.matrix(pixels.shape, axes_of_keras=self.axes_of_keras)
-        if matrix is not None:
+        if matrix is None:
+            result[...] = pixels
+        else:
             # As floats: it takes no longer, and bytes would be rounded on the way.
-            pixels = warped(
-                pixels.astype(np.float32),
-                matrix,
-                fill_mode=self.fill_mode,
-                cval=self.cval,
-                order=self.interpolation_order,
-            )
-        result[...] = pixels
+            floats = pixels.astype(np.float32)
+            order = self.interpolation_order
+            warped(floats, matrix, fill_mode=self.fill_mode, cval=self.cval, order=order, out=result)
         image_transform.shift_and_brighten(result, transform)
         self.standardize(result)
         return result

@@ -16,6 +16,8 @@ from memfit.units import text
 _PREFETCHED = 2
 """Elements ahead that hide the work behind a step; more only smooth it."""
 
+_LEAST_SHUFFLED = 16
+
 _LEAST_AUTOTUNED = 64 * 2**20
 
 FolderFor = Callable[[int], tuple[Path | None, str]]
@@ -74,8 +76,8 @@ def held_bytes(stages: Sequence[Stage]) -> int:
 def decide(stages: Sequence[Stage], share_bytes: int, folder_for: FolderFor) -> Bounded:
     """What to change so that a pipeline holds at most ``share_bytes``.
 
-    What costs least comes first: caches to disk or none, buffers of what comes before the decoding instead of after it, two
-    elements ahead instead of many, then smaller shuffles.
+    What costs least comes first: two elements ahead instead of many, shuffles of what comes before the decoding instead of
+    after it, caches on disk or none, then smaller shuffles.
 
     Args:
         stages: From the source.
@@ -84,7 +86,7 @@ def decide(stages: Sequence[Stage], share_bytes: int, folder_for: FolderFor) -> 
     """
     decision = _Decision(list(stages), share_bytes, folder_for)
     decision.name_unknown()
-    for change in (decision.caches, decision.moved_shuffles, decision.prefetches, decision.smaller_shuffles):
+    for change in (decision.prefetches, decision.moved_shuffles, decision.caches, decision.smaller_shuffles):
         if decision.held > share_bytes:
             change()
     if decision.held > share_bytes:
@@ -108,7 +110,19 @@ class _Decision:
 
     @property
     def held(self) -> int:
-        return sum(self._held)
+        """Bytes that all stages hold; elements that a cache in memory gives out are held once, whoever else has them."""
+        changed = {change.index for change in self.changes}
+        total, shared = 0, False
+        for index, (stage, held) in enumerate(zip(self._stages, self._held, strict=True)):
+            if stage.kind == "cache":
+                shared = stage.capacity != 0 and index not in changed
+                total += held
+            elif stage.kind in ("shuffle", "prefetch", "repeat"):
+                total += 0 if shared else held
+            else:
+                shared = False
+                total += held
+        return total
 
     def name_unknown(self) -> None:
         for stage in self._stages:
@@ -160,8 +174,9 @@ class _Decision:
             if not stage.changeable or not stage.element_bytes or any(change.index == index for change in self.changes):
                 continue
             room = self._share - (self.held - self._held[index])
-            size = max(1, room // stage.element_bytes)
-            if size < (stage.capacity or 0):
+            size = room // stage.element_bytes
+            # Fewer than a few elements mix nothing: rather too much memory, and a word about it, than a sorted epoch.
+            if min(_LEAST_SHUFFLED, stage.capacity or 0) <= size < (stage.capacity or 0):
                 reason = (
                     f"{self._too_large(stage, self._held[index])}: shuffle({size}), which mixes less. "
                     "Shuffle the names of files before they are read to mix all of them"
@@ -169,11 +184,13 @@ class _Decision:
                 self._change(Change(index, "size", size=size), size * stage.element_bytes, reason)
 
     def name_rest(self) -> None:
-        """The largest stage that is left, with the line to change."""
+        """What is still too large: the largest stage, with the line to change."""
         index = max(range(len(self._stages)), key=lambda index: self._held[index])
         stage = self._stages[index]
+        size = "more and more" if self.held > 2**60 else text(self.held)
         self.findings.append(
-            f"{self._too_large(stage, self._held[index])}, and memfit cannot change it: {_CURES[stage.kind]}"
+            f"tf.data: the pipeline still holds {size}, and may hold {text(self._share)}; most of it is `{stage.text}`, which "
+            f"memfit cannot make smaller: {_CURES[stage.kind]}"
         )
 
     def _of_kind(self, kind: str) -> list[tuple[int, Stage]]:
@@ -195,7 +212,7 @@ class _Decision:
 _CURES = {
     "cache": "replace `.cache()` by `.cache(filename)`, or leave it out",
     "shuffle": "pass a smaller buffer to `.shuffle`, or put it before the `.map` that decodes",
-    "prefetch": "write `.prefetch(1)`",
+    "prefetch": "write `.prefetch(1)`, or use a smaller batch",
     "batch": "use a smaller batch",
     "map": "pass `num_parallel_calls=1` to `.map`",
     "repeat": "move `.repeat()`",

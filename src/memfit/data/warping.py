@@ -18,7 +18,15 @@ def opencv() -> Any | None:
     return importlib.import_module("cv2") if importlib.util.find_spec("cv2") is not None else None
 
 
-def warped(pixels: np.ndarray, matrix: np.ndarray, *, fill_mode: str, cval: float = 0.0, order: int = 1) -> np.ndarray:
+def warped(
+    pixels: np.ndarray,
+    matrix: np.ndarray,
+    *,
+    fill_mode: str,
+    cval: float = 0.0,
+    order: int = 1,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """The image whose pixel (x, y) is ``pixels`` at ``matrix @ (x, y, 1)``, as ``scipy.ndimage.affine_transform`` has it.
 
     Args:
@@ -27,6 +35,7 @@ def warped(pixels: np.ndarray, matrix: np.ndarray, *, fill_mode: str, cval: floa
         fill_mode: What lies outside: see ``FILL_MODES``. As in SciPy the first and the last pixel are one in "wrap".
         cval: The value of "constant"; one that the dtype does not hold makes the result float32.
         order: 1 for bilinear, 0 for nearest.
+        out: Where the result goes: of the same shape and dtype as ``pixels``, contiguous. A new array if left out.
 
     Example:
         >>> shift = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
@@ -38,29 +47,34 @@ def warped(pixels: np.ndarray, matrix: np.ndarray, *, fill_mode: str, cval: floa
         outside = _outside(matrix, *pixels.shape[:2])
         if outside.any() and np.asarray(cval).astype(pixels.dtype) != cval:
             pixels = pixels.astype(np.float32)
-    exact_engine = order == 1 and pixels.dtype in (np.uint8, np.float32) and fill_mode != "wrap"
-    result = (_with_opencv if exact_engine and opencv() is not None else _with_numpy)(pixels, matrix, fill_mode, order)
+    result = np.empty(pixels.shape, pixels.dtype) if out is None else out
+    # OpenCV has no "wrap" like SciPy's, and rounds halves otherwise.
+    with_opencv = opencv() is not None and order == 1 and pixels.dtype in (np.uint8, np.float32) and fill_mode != "wrap"
+    (_with_opencv if with_opencv else _with_numpy)(pixels, matrix, fill_mode, order, result)
     if outside is not None:
         result[outside] = cval
     return result
 
 
-def _with_opencv(pixels: np.ndarray, matrix: np.ndarray, fill_mode: str, order: int) -> np.ndarray:
+def _with_opencv(pixels: np.ndarray, matrix: np.ndarray, fill_mode: str, order: int, out: np.ndarray) -> None:
     cv2 = opencv()
     assert cv2 is not None
     height, width = pixels.shape[:2]
     border = cv2.BORDER_REFLECT if fill_mode == "reflect" else cv2.BORDER_REPLICATE
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    result = cv2.warpAffine(np.ascontiguousarray(pixels), matrix, (width, height), flags=flags, borderMode=border)
-    return result.reshape(pixels.shape)
+    pixels = np.ascontiguousarray(pixels)
+    result = cv2.warpAffine(pixels, matrix, (width, height), dst=out, flags=flags, borderMode=border)
+    if not np.may_share_memory(result, out):
+        out[...] = result.reshape(out.shape)
 
 
-def _with_numpy(pixels: np.ndarray, matrix: np.ndarray, fill_mode: str, order: int) -> np.ndarray:
+def _with_numpy(pixels: np.ndarray, matrix: np.ndarray, fill_mode: str, order: int, out: np.ndarray) -> None:
     height, width = pixels.shape[:2]
     x, y = _sources(matrix, height, width)
     x, y = _inside(x, width, fill_mode), _inside(y, height, fill_mode)
     if order == 0:
-        return pixels[np.rint(y).astype(np.intp), np.rint(x).astype(np.intp)]
+        out[...] = pixels[np.rint(y).astype(np.intp), np.rint(x).astype(np.intp)]
+        return
     left, top = np.floor(x).astype(np.intp), np.floor(y).astype(np.intp)
     right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
     over, down = (x - left).astype(np.float32), (y - top).astype(np.float32)
@@ -69,7 +83,7 @@ def _with_numpy(pixels: np.ndarray, matrix: np.ndarray, fill_mode: str, order: i
     upper = pixels[top, left] * (1 - over) + pixels[top, right] * over
     lower = pixels[bottom, left] * (1 - over) + pixels[bottom, right] * over
     result = upper * (1 - down) + lower * down
-    return np.rint(result).astype(pixels.dtype) if pixels.dtype.kind in "ui" else result.astype(pixels.dtype)
+    out[...] = np.rint(result) if pixels.dtype.kind in "ui" else result
 
 
 def _sources(matrix: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

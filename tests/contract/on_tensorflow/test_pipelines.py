@@ -162,8 +162,22 @@ def test_what_is_inside_of_a_zip_is_named() -> None:
     data = tf.data.Dataset.zip((images, tf.data.Dataset.range(200))).batch(4)
     same, findings = pipelines.bounded(data, MIB)
     assert same is data
-    assert "`cache()` holds" in findings[0]
+    assert "most of it is `cache()`" in findings[0]
     assert "`.cache(filename)`" in findings[0]
+
+
+def test_kerass_own_image_pipeline_with_a_cache_and_a_shuffle_of_batches(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", str(tmp_path / "cache"))
+    folder = synthetic_images.write_image_folder(tmp_path / "images", num_images=20, num_classes=2)
+    data = keras.utils.image_dataset_from_directory(folder, image_size=(64, 64), batch_size=4, verbose=False)
+    batch = 4 * 64 * 64 * 3 * 4
+    small, findings = pipelines.bounded(data.cache().shuffle(1000).prefetch(AUTOTUNE), 8 * batch)
+    assert "`prefetch(AUTOTUNE)`" in findings[0]
+    assert any("`cache()`" in finding and "temporary file" in finding for finding in findings)
+    batches = list(small.as_numpy_iterator())
+    assert sum(len(labels) for _, labels in batches) == 20
 
 
 def test_other_data_has_no_tools() -> None:
