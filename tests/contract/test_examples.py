@@ -9,6 +9,8 @@ import pytest
 
 MODULES = [
     "memfit.fitting",
+    "memfit.backends.protocol",
+    "memfit.levers.eight_bit_adam",
     "memfit.data.array_source",
     "memfit.data.image_tables",
     "memfit.data.indexed_source",

@@ -26,6 +26,7 @@ from memfit import data, errors
 from memfit.data import structure
 from memfit.data.position import Position
 from memfit.data.tfrecord_format import masked_crc
+from memfit.profiling import batches as batches_of
 
 NUM_SAMPLES = 45
 BATCH = 8
@@ -339,9 +340,9 @@ def test_fit_trains_and_validates_on_it_and_leaves_no_threads(case: Case) -> Non
     assert (training.num_samples, validation.num_samples) == (36, 9)
     assert sorted(epoch_of(case, training) + epoch_of(case, validation)) == list(range(NUM_SAMPLES))
     model = case.model()
-    plain = model.fit(training, validation_data=validation, epochs=2, verbose=0)
+    plain = model.fit(training, validation_data=validation, verbose=0)
     assert np.isfinite(plain.history["val_loss"]).all()
-    history = memfit.fit(model, training, validation_data=validation, epochs=2, verbose=0)
+    history = memfit.fit(model, training, validation_data=validation, verbose=0)
     assert np.isfinite(history.history["val_loss"]).all()
     assert model.predict(validation, verbose=0).shape == (9, 3)
     assert no_threads_left()
@@ -349,5 +350,8 @@ def test_fit_trains_and_validates_on_it_and_leaves_no_threads(case: Case) -> Non
 
 def test_memfit_plans_for_its_largest_batch(case: Case) -> None:
     dataset = case.make()
-    plan = memfit.plan(case.model(), dataset, micro_batch_size=4)
-    assert (plan.batch_size, plan.micro_batch_size) == (BATCH, 4)
+    found, arguments = batches_of.described({"x": dataset})
+    assert (arguments["x"], found.batch_size, found.reading) == (dataset, BATCH, dataset.reading_bytes)
+    assert found.spec[:2] == dataset.batch_spec[:2]
+    x, y, _ = found.sample(3)
+    assert (len(structure.leaves(x)[0]), len(y)) == (3, 3)

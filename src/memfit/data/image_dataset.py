@@ -52,7 +52,11 @@ class ImageSource(Source):
 
     @property
     def held_bytes(self) -> int:
-        return self.files.num_bytes + (0 if self._cache is None else self._cache.held_bytes)
+        return self.files.num_bytes
+
+    @property
+    def growing_bytes(self) -> int:
+        return 0 if self._cache is None else self._cache.held_bytes
 
     @property
     def reading_bytes(self) -> int:

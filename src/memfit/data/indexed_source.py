@@ -173,7 +173,7 @@ class _Chosen:
         absent = [key for key in (*keys, *([] if self.y is None else [self.y])) if key not in sample]
         if absent:
             raise errors.ArgumentError(
-                f"A sample has no {', '.join(map(repr, absent))}. Received: x={self.x!r}, y={self.y!r}. "
+                f"A sample has no {', '.join(map(repr, absent))}. Received: x={self.x and list(self.x)}, y={self.y!r}. "
                 f"It has: {list(sample)}"
             )
         inputs = sample[keys[0]] if self.single or (self.x is None and len(keys) == 1) else {k: sample[k] for k in keys}

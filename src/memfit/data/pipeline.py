@@ -113,10 +113,9 @@ class Pipeline(keras.utils.PyDataset):
 
     @property
     def reading_bytes(self) -> int:
-        """The most bytes of host memory that it takes beside its batches: reading, orders, lists of files."""
+        """The most bytes of host memory that a run adds to what is held before it, beside the batches."""
         orders = 2 * 8 * self.num_samples if self.options.shuffle else 0
-        subset = 0 if self._subset is None else self._subset.nbytes
-        return max(1, self.options.workers) * self.source.reading_bytes + self.source.held_bytes + orders + subset
+        return max(1, self.options.workers) * self.source.reading_bytes + self.source.growing_bytes + orders
 
     @property
     def peak_bytes(self) -> int:
@@ -125,7 +124,8 @@ class Pipeline(keras.utils.PyDataset):
         Batches are those made ahead, the one just handed out and the one before it, which training may still hold;
         TensorFlow copies a batch and fetches one or two more.
         """
-        return (self._depth + 2) * self._batch_bytes + self.reading_bytes
+        held = self.source.held_bytes + (0 if self._subset is None else self._subset.nbytes)
+        return (self._depth + 2) * self._batch_bytes + self.reading_bytes + held
 
     # What Keras calls.
 

@@ -56,7 +56,12 @@ class Source(abc.ABC):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that it holds for as long as it lives, beside the user's own data."""
+        """Bytes that it holds from the beginning for as long as it lives, beside the user's own data."""
+        return 0
+
+    @property
+    def growing_bytes(self) -> int:
+        """Bytes that it will hold in addition, once the first epoch is over: a cache."""
         return 0
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 
-import numpy as np
 import pytest
 
 from memfit import data, errors
@@ -84,14 +83,8 @@ def test_mistakes_before_keras_is_imported(
         data.tfrecord(path, features, **options)  # type: ignore[arg-type]
 
 
-def test_a_file_that_is_cut_off_is_an_error_unless_it_is_allowed(tmp_path: pathlib.Path) -> None:
+def test_a_file_that_is_cut_off_is_an_error(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "a.tfrecord", record(EXAMPLE))
     write(tmp_path / "b.tfrecord", record(EXAMPLE) + record(EXAMPLE)[:20])
     with pytest.raises(errors.MemfitError, match=r"1 of 3 files cannot be read. Received: max_broken=0"):
         data.tfrecord(tmp_path, {"x": ("float32", (2,))})
-    with pytest.warns(UserWarning, match=r"skips .*b\.tfrecord: .*ends within the record"):
-        found = data.tfrecord(tmp_path, {"n": ("int64", (3,)), "s": ("uint8", (2,))}, max_broken=1)
-    assert (found.num_samples, [file.path for file in found.skipped]) == (2, [str(tmp_path / "b.tfrecord")])
-    batch = found[0]
-    np.testing.assert_array_equal(batch["n"], [[3, 300, -1]] * 2)
-    np.testing.assert_array_equal(batch["s"], [[97, 98]] * 2)
