@@ -167,3 +167,10 @@ class Backend(Protocol):
 
         An empty one makes room while nobody reads the variable; the variable itself, and traces that read it, stay.
         """
+
+    def export_litert(self, model: Any, path: str) -> None:
+        """Writes a LiteRT file of a built model, its weights as int8 of dynamic range.
+
+        Raises:
+            NotImplementedError: This framework has no LiteRT converter; TensorFlow alone does.
+        """

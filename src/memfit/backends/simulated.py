@@ -108,6 +108,9 @@ class SimulatedBackend:
     def hold(self, variable: Any, value: Any) -> None:
         raise NotImplementedError("A SimulatedModel has no variables.")
 
+    def export_litert(self, model: Any, path: str) -> None:
+        raise NotImplementedError("A simulated device makes no LiteRT files")
+
     def take(self, num_bytes: int) -> None:
         """One step that needs so many bytes."""
         step, self.steps = self.steps, self.steps + 1

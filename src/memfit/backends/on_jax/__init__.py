@@ -62,5 +62,8 @@ class _Jax:
     def hold(self, variable: Any, value: Any) -> None:
         slots.hold(variable, value)
 
+    def export_litert(self, model: Any, path: str) -> None:
+        raise NotImplementedError("LiteRT files are made on TensorFlow")
+
 
 backend = _Jax()
