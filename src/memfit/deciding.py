@@ -66,7 +66,7 @@ def profiled(model: Any, batches: Batches, backend: Backend) -> Profile:
         )
     check_fits_model(model, batches.spec)
     _build(model, batches.spec)
-    prediction = Predictions(model, batches.spec, backend, quiet=False, queued=batches.queued)
+    prediction = Predictions(model, batches.spec, backend, quiet=False, queued=batches.queued, reading=batches.reading)
     whole = prediction.profile(prediction.peak(None))
     return dataclasses.replace(
         whole, validation_peak=prediction.other_peak("test"), prediction_peak=prediction.other_peak("predict")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -40,19 +38,6 @@ class _Listing:
     sizes: list[int] = dataclasses.field(default_factory=list)
     skipped: list[SkippedFile] = dataclasses.field(default_factory=list)
     other_extensions: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-
-
-def stderr_progress(directory: str, *, clock: Callable[[], float] = time.monotonic) -> Callable[[int], None]:
-    """A callback for ``scan`` that says every two seconds how many files it has seen; silent for a quick scan."""
-    last_said = clock()
-
-    def say(num_files: int) -> None:
-        nonlocal last_said
-        if clock() - last_said > 2:
-            last_said = clock()
-            print(f"memfit: listing the images in {directory}: {num_files:,} files so far", file=sys.stderr, flush=True)
-
-    return say
 
 
 def scan(
