@@ -101,7 +101,10 @@ def made(wanted: str | None, files: FileTable, reader: ImageReader) -> tuple[Cac
         return MemoryCache(shape), choice.reason
     if choice.folder is not None:
         name = "images-" + fingerprint(files, reader)
-        return DiskCache(choice.folder / name, shape, about=_about(reader)), choice.reason
+        try:
+            return DiskCache(choice.folder / name, shape, about=_about(reader)), choice.reason
+        except OSError as error:
+            return None, f"no cache: {choice.folder} cannot hold one ({error.strerror})"
     return None, choice.reason
 
 
@@ -190,6 +193,10 @@ class DiskCache:
         self._pixels = np.lib.format.open_memmap(
             self._part / "pixels.npy", mode="w+", dtype=np.uint8, shape=self._shape
         )
+        # All of it now: a page that finds the disk full when it is written kills the process.
+        if hasattr(os, "posix_fallocate"):
+            with (self._part / "pixels.npy").open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, self._pixels.offset + self._pixels.nbytes)
         self._filled = np.zeros(self._shape[0], bool)
         self._num_left = self._shape[0]
         weakref.finalize(self, disk.remove, self._part)
@@ -199,6 +206,8 @@ class DiskCache:
         index = {"shape": list(self._shape), "dtype": "uint8", **self._about}
         (self._part / "index.json").write_text(json.dumps(index, indent=1))
         # Another run may have been faster; then its cache stays and this one's pages go with the process.
+        if not self._is_whole():
+            disk.remove(self._folder)
         with contextlib.suppress(OSError):
             self._part.rename(self._folder)
         self._filled = None

@@ -27,7 +27,7 @@ def images_as_tf_data(
 ) -> Any:
     """The chain list - shuffle - read - decode - resize - cache - batch - prefetch, with labels from the folders' names.
 
-    For those who want a ``tf.data.Dataset``; ``memfit.data.image_folder`` is faster, shuffles fully whatever is cached, skips
+    For those who want a ``tf.data.Dataset``; ``memfit.data.image_folder`` shuffles fully whatever is cached, skips
     broken files and needs no TensorFlow.
 
     Args:

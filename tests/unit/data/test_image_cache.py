@@ -91,6 +91,30 @@ def test_one_on_disk_is_used_again_when_it_is_whole_and_only_then(tmp_path: path
     assert not DiskCache(folder, SHAPE, about={}).reused
 
 
+def test_a_damaged_cache_is_replaced(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "images-a"
+    folder.mkdir()
+    (folder / "index.json").write_text("{")
+    cache = DiskCache(folder, SHAPE, about={})
+    for sample in range(5):
+        cache.pixels(sample, lambda sample=sample: pixels(sample))
+    assert DiskCache(folder, SHAPE, about={}).reused
+
+
+def test_a_disk_that_turns_out_to_be_full_means_no_cache(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    files = FileTable(str(tmp_path), ("",), ["a.png"], [0])
+    cache, reason = image_cache.made("disk", files, ImageReader(ImageOptions(image_size=(4, 4))))
+    assert cache is None
+    assert "No space left" in reason
+
+
 def test_what_dead_processes_left_is_removed_and_what_living_ones_make_is_not(tmp_path: pathlib.Path) -> None:
     dead, living = tmp_path / "images-a.part-999999999-x", tmp_path / f"images-a.part-{os.getppid()}-x"
     dead.mkdir()
