@@ -17,6 +17,7 @@ from memfit.errors import OutOfMemoryError
 from memfit.executing import arguments as fit_arguments_of
 from memfit.executing import feeding
 from memfit.executing.attached import attached
+from memfit.guarding import keeping as keeping_of
 from memfit.guarding.recover import Checkpoint, FirstStep
 from memfit.guarding.watch import Watcher
 from memfit.levers.pulled import pulled
@@ -33,6 +34,7 @@ def fit(
     allow: Collection[str] = (),
     micro_batch_size: int | None = None,
     probe: bool | None = None,
+    snapshots: Any = None,
     **fit_arguments: Any,
 ) -> Any:
     """Trains a compiled Keras model as ``model.fit`` does, within the memory that is there.
@@ -52,6 +54,8 @@ def fit(
         micro_batch_size: Samples of a part, set by hand instead of by a plan; exact all the same.
         probe: Whether a trial in a child process confirms the plan, and corrects it; seconds to a minute. None: only where
             the analysis of the step is weak. On an accelerator the first step itself is the trial.
+        snapshots: A folder. The run is kept there at a cost of 1 % of its time; the same call after a kill goes on at the
+            very batch. Removed when the run has ended.
         **fit_arguments: Everything else that ``model.fit`` takes.
 
     Returns:
@@ -62,6 +66,7 @@ def fit(
         BudgetError: The budget is not positive, cannot be read, or is more than the machine has.
         DoesNotFitError: No plan fits the budget; raised before any training.
         OutOfMemoryError: Training ran out of memory and no smaller plan was left.
+        SnapshotError: The snapshots in the folder are of another model, call or version, or cannot be read.
 
     Example:
         >>> import keras, numpy as np, memfit
@@ -73,6 +78,7 @@ def fit(
         4
     """
     log = _Log()
+    keeping = keeping_of.checked(snapshots)
     prepared = _prepared(model, args, fit_arguments, _Asked(budget, plan, allow, micro_batch_size, probe), log)
     decision = prepared.decision
     arguments, feed_reason = feeding.streamed(prepared.arguments)
@@ -83,7 +89,10 @@ def fit(
     say(decision.plan.summary, quiet=quiet)
     log.add("plan", str(decision.plan))
     planned = log.seconds
-    with Watcher(prepared.backend) as watcher:
+    with (
+        Watcher(prepared.backend) as watcher,
+        keeping_of.kept(model, arguments, keeping, prepared.backend) as arguments,
+    ):
         prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
         history, decision = _executed(model, prepared, log)
     report = RunReport(decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned)

@@ -84,6 +84,9 @@ class SimulatedBackend:
     def step_costs(self) -> StepCosts:
         return StepCosts(part=0.02, recomputation=0.33)
 
+    def pass_over(self, arguments: tuple[Any, ...], num_batches: int, logs: Any) -> Any:
+        return logs
+
     def take(self, num_bytes: int) -> None:
         """One step that needs so many bytes."""
         step, self.steps = self.steps, self.steps + 1

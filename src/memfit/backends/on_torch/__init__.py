@@ -42,5 +42,8 @@ class _Torch:
     def step_costs(self) -> StepCosts:
         return StepCosts(part=0.018, recomputation=0.55)
 
+    def pass_over(self, arguments: tuple[Any, ...], num_batches: int, logs: Any) -> Any:
+        return logs  # the batches were drawn before the call
+
 
 backend = _Torch()
