@@ -175,6 +175,7 @@ class Keeper(keras.callbacks.CallbackList):
             return
         if found is not None and found.position.step == 0:  # a replay has come to its end
             self._go_on(found)
+            self._model.reset_metrics()
             found = None
         self._inner.on_epoch_begin(epoch, logs)
         if found is None:
@@ -213,14 +214,15 @@ class Keeper(keras.callbacks.CallbackList):
     # On the way.
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        found = self._resumed
-        if found is not None and self._epoch == found.position.epoch and batch >= found.position.step:
-            self._go_on(found)
         if self._resumed is None:
             self._inner.on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._resumed is not None:
+        found = self._resumed
+        if found is not None:
+            # Here and not when the next batch begins, which may have been drawn before it does.
+            if self._epoch == found.position.epoch and batch + 1 >= found.position.step:
+                self._go_on(found)
             return
         self._inner.on_train_batch_end(batch, logs)
         if not self._model.stop_training and (self.ending is not None or self._pace.is_due()):
@@ -228,10 +230,8 @@ class Keeper(keras.callbacks.CallbackList):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         found = self._resumed
-        if found is not None and epoch < found.position.epoch:
+        if found is not None:
             return
-        if found is not None:  # the last batch of the epoch had been done, and nothing after it
-            self._go_on(found)
         self._inner.on_epoch_end(epoch, logs)
         if self.ending is not None or self._pace.is_due():
             # The next epoch starts from here.
