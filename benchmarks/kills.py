@@ -182,7 +182,10 @@ def attempt(kind: str, folder: Path, out: Path, delay: float | None) -> tuple[bo
 
 def difference(expected: Path, found: Path) -> tuple[float, float]:
     """The largest differences in weights and optimizer state, and in the history; infinite where the shapes differ."""
-    one, other = json.loads(expected.with_suffix(".json").read_text()), json.loads(found.with_suffix(".json").read_text())
+    one, other = (
+        json.loads(expected.with_suffix(".json").read_text()),
+        json.loads(found.with_suffix(".json").read_text()),
+    )
     logs = float("inf")
     if {name: len(values) for name, values in one.items()} == {name: len(values) for name, values in other.items()}:
         logs = max(abs(a - b) for name, values in one.items() for a, b in zip(values, other[name], strict=True))

@@ -7,6 +7,7 @@ import functools
 import gc
 import time
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from memfit import backends, budgeting, deciding
@@ -17,6 +18,7 @@ from memfit.errors import OutOfMemoryError
 from memfit.executing import arguments as fit_arguments_of
 from memfit.executing import feeding
 from memfit.executing.attached import attached
+from memfit.guarding import interception, session
 from memfit.guarding import keeping as keeping_of
 from memfit.guarding.recover import Checkpoint, FirstStep
 from memfit.guarding.watch import Watcher
@@ -77,9 +79,43 @@ def fit(
         >>> history.memfit.plan.num_parts
         4
     """
-    log = _Log()
     keeping = keeping_of.checked(snapshots)
-    prepared = _prepared(model, args, fit_arguments, _Asked(budget, plan, allow, micro_batch_size, probe), log)
+    asked = _Asked(budget, plan, allow, micro_batch_size, probe)
+    supervisor = session.current()
+    with interception.suspended():
+        if supervisor is None:
+            return _fit(model, args, fit_arguments, asked, keeping)
+        with supervisor.entered() as call:
+            if call is None:
+                return _fit(model, args, fit_arguments, asked, keeping)
+            run = functools.partial(_fit_supervised, model, args, fit_arguments, asked, call)
+            return session.supervised(supervisor, call, run)
+
+
+def _fit_supervised(
+    model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, call: Path, limit: session.Limit
+) -> Any:
+    """One call of a script under ``memfit run``: nothing is done where an earlier process has done it."""
+    keeping = keeping_of.Keeping(call, completes=True)
+    fit_arguments_of.check_model(model)
+    history = keeping_of.completed(model, fit_arguments_of.bound(model, args, given), keeping)
+    if history is not None:
+        history.memfit = session.report(call)
+        return history
+    if limit.budget is not None:
+        allowed = budgeting.budget(asked.budget, backend=backends.current())
+        asked = dataclasses.replace(asked, budget=min(limit.budget, allowed.limiting_bytes))
+    if limit.micro_batch_size is not None and asked.plan is None:
+        own = asked.micro_batch_size or limit.micro_batch_size
+        asked = dataclasses.replace(asked, micro_batch_size=min(own, limit.micro_batch_size))
+    return _fit(model, args, given, asked, keeping)
+
+
+def _fit(
+    model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, keeping: keeping_of.Keeping | None
+) -> Any:
+    log = _Log()
+    prepared = _prepared(model, args, given, asked, log)
     decision = prepared.decision
     arguments, feed_reason = feeding.streamed(prepared.arguments)
     if feed_reason is not None:
@@ -89,6 +125,8 @@ def fit(
     say(decision.plan.summary, quiet=quiet)
     log.add("plan", str(decision.plan))
     planned = log.seconds
+    if keeping is not None and keeping.completes:
+        session.note_plan(keeping.folder, decision.plan)
     with (
         Watcher(prepared.backend) as watcher,
         keeping_of.kept(model, arguments, keeping, prepared.backend) as arguments,

@@ -393,6 +393,11 @@ def num_batches(arguments: dict[str, Any]) -> int | None:
     """
     if arguments.get("steps_per_epoch"):
         return int(arguments["steps_per_epoch"])
+    share = arguments.get("validation_split")
+    structure = (arguments.get("x"), arguments.get("y"), arguments.get("sample_weight"))
+    if share and arguments.get("validation_data") is None and are_arrays(structure):
+        num_samples = int(flatten(structure)[0].shape[0] * (1.0 - share))
+        return -(-num_samples // (arguments.get("batch_size") or 32))
     names = ("x", "y", "sample_weight", "batch_size", "class_weight")
     found = data_adapters.get_data_adapter(**{name: arguments.get(name) for name in names}).num_batches
     return None if found is None else int(found)

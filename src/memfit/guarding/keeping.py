@@ -42,11 +42,13 @@ class Keeping:
         folder: For the snapshots of one run.
         share: Of the time, what they may take.
         least_seconds: Between two of them.
+        completes: Whether a run that has ended well leaves a last snapshot, for a process that comes to the call again.
     """
 
     folder: Path
     share: float = 0.01
     least_seconds: float = 0.5
+    completes: bool = False
 
 
 def checked(snapshots: Any) -> Keeping | None:
@@ -86,7 +88,32 @@ def kept(model: Any, arguments: dict[str, Any], keeping: Keeping | None, backend
             yield keeper.arguments
         finally:
             keeper.let_go()
-    store.clear()
+    if keeping.completes:
+        keeper.complete()
+    else:
+        store.clear()
+
+
+def completed(model: Any, arguments: dict[str, Any], keeping: Keeping) -> Any | None:
+    """The History of a run that an earlier process has ended, its state put on the model; None where there is none.
+
+    A model that is not built yet is left to ``kept``, which comes to the same without an epoch.
+
+    Raises:
+        SnapshotError: The snapshot is of another model or call.
+    """
+    if not keeping.folder.exists() or not keras_seam.is_built(model):
+        return None
+    found = Store(keeping.folder).latest()
+    if found is None or not found.position.finished:
+        return None
+    _check_call(described(arguments), found.call)
+    run_state.check_specs(model, found.specs)
+    inner = _callback_list(model, arguments)
+    run_state.assign(model, found.variables)
+    run_state.restore_callbacks(inner.callbacks, found.callbacks)
+    random_state.restore(found.random["now"])
+    return model.history
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +149,8 @@ class Keeper(keras.callbacks.CallbackList):
         self._call = described(arguments)
         self._data = run_state.DataState(arguments.get("x"))
         self._pace = Pace(run.keeping)
-        self._random: dict[str, Any] = {}
+        self._epoch_random: dict[str, Any] = {}
+        self._epochs: list[dict[str, Any]] = []
         self._data_state: dict[str, Any] | None = None
         self._constant = run_state.constants(self._inner.callbacks)
         self._real: Any = None
@@ -154,14 +182,12 @@ class Keeper(keras.callbacks.CallbackList):
         self._inner.on_train_begin(logs)
         self._pace.begin(run_state.variables(self._model))
         found = self._resumed
-        self._random["start"] = random_state.captured() if found is None else found.random["start"]
         if found is None:
             return
         run_state.check_specs(self._model, found.specs)
         if _is_over(found.position, self.arguments):
             self._go_on(found)
         elif _replays(self.arguments):
-            random_state.restore(found.random["start"])
             self._pass_over(found)
         elif found.position.step == 0:
             self._data.restore(found.data)
@@ -172,6 +198,8 @@ class Keeper(keras.callbacks.CallbackList):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         found, self._epoch = self._resumed, epoch
         if found is not None and epoch < found.position.epoch:
+            self._epochs.append(found.random["epochs"][len(self._epochs)])
+            random_state.restore(self._epochs[-1])
             return
         if found is not None and found.position.step == 0:  # a replay has come to its end
             self._go_on(found)
@@ -179,13 +207,15 @@ class Keeper(keras.callbacks.CallbackList):
             found = None
         self._inner.on_epoch_begin(epoch, logs)
         if found is None:
-            self._random["epoch"], self._data_state = random_state.captured(), self._data.captured()
-            return
-        # The callbacks have set themselves up for the epoch; what that changed is put back.
-        self._restore(found)
-        self._random["epoch"], self._data_state = found.random["epoch"], found.data
-        if not _replays(self.arguments):
-            random_state.restore(found.random["epoch"])
+            self._epoch_random, self._data_state = random_state.captured(), self._data.captured()
+        else:
+            # The callbacks have set themselves up for the epoch; what that changed is put back.
+            self._restore(found)
+            self._epoch_random, self._data_state = found.random["epoch"], found.data
+            random_state.restore(self._epoch_random)
+        if _replays(self.arguments):
+            self._epochs.append(self._epoch_random)
+        elif found is not None:
             self._data.restore(found.data)
 
     def _pass_over(self, found: Snapshot) -> None:
@@ -235,11 +265,16 @@ class Keeper(keras.callbacks.CallbackList):
         self._inner.on_epoch_end(epoch, logs)
         if self.ending is not None or self._pace.is_due():
             # The next epoch starts from here.
-            self._random["epoch"], self._data_state = random_state.captured(), self._data.captured()
+            self._epoch_random, self._data_state = random_state.captured(), self._data.captured()
             self._keep(Position(epoch + 1, 0, bool(self._model.stop_training)), None)
 
     def on_train_end(self, logs: Any = None) -> None:
         self._inner.on_train_end(logs)
+
+    def complete(self) -> None:
+        """Writes the snapshot of a run that has ended, over those of its way."""
+        position = Position(int(self.arguments.get("epochs", 1)), 0, finished=True)
+        self._run.store.add(self._snapshot(position, None))
 
     def _keep(self, position: Position, logs: Any) -> None:
         """Writes a snapshot; training goes on where that fails."""
@@ -263,7 +298,7 @@ class Keeper(keras.callbacks.CallbackList):
             call=self._call,
             variables=run_state.values(model),
             specs=run_state.specs(model),
-            random={**self._random, "now": random_state.captured()},
+            random={"epochs": self._epochs, "epoch": self._epoch_random, "now": random_state.captured()},
             callbacks=run_state.of_callbacks(self._inner.callbacks, self._constant),
             data=self._data_state,
             logs=_numbers(logs),

@@ -83,7 +83,7 @@ class DataState:
         self._asked = hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
         self._by_attributes = isinstance(data, keras.utils.PyDataset)
         self._constant = plain.large_arrays(data) if self._by_attributes else {}
-        self._generator = getattr(data, "generator", None)
+        self._generator: Any = getattr(data, "generator", None)
 
     def captured(self) -> dict[str, Any] | None:
         """The state now, in plain values.

@@ -52,7 +52,8 @@ class Snapshot:
         call: What the data and the arguments looked like; a run with others cannot go on from here.
         variables: Values of the model's, the optimizer's and the metrics' variables, in their order.
         specs: ``[name, shape]`` of each.
-        random: Of the generators: "start" of the run, "epoch" at its start, "now".
+        random: Of the generators: at the start of this "epoch", "now", and, where the data is one stream over all "epochs",
+            at the start of each.
         callbacks: ``(class name, attributes)`` of each callback.
         data: State of the data set at the start of the epoch, or None.
         logs: Of the last batch.
