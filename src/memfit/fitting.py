@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from memfit import backends, budgeting, deciding
+from memfit import backends, budgeting, deciding, isolating
 from memfit.arranging import Decision, Request
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
-from memfit.errors import OutOfMemoryError
+from memfit.errors import ArgumentError, OutOfMemoryError
 from memfit.executing import arguments as fit_arguments_of
 from memfit.executing import feeding
 from memfit.executing.attached import attached
@@ -37,6 +37,7 @@ def fit(
     micro_batch_size: int | None = None,
     probe: bool | None = None,
     snapshots: Any = None,
+    isolate: bool = False,
     **fit_arguments: Any,
 ) -> Any:
     """Trains a compiled Keras model as ``model.fit`` does, within the memory that is there.
@@ -58,6 +59,8 @@ def fit(
             the analysis of the step is weak. On an accelerator the first step itself is the trial.
         snapshots: A folder. The run is kept there at a cost of 1 % of its time; the same call after a kill goes on at the
             very batch. Removed when the run has ended.
+        isolate: Whether to train in a worker process: if the kernel kills it this process lives, and the training goes on
+            with a smaller plan. Callbacks run in the worker; their state does not come back, but for History.
         **fit_arguments: Everything else that ``model.fit`` takes.
 
     Returns:
@@ -69,6 +72,7 @@ def fit(
         DoesNotFitError: No plan fits the budget; raised before any training.
         OutOfMemoryError: Training ran out of memory and no smaller plan was left.
         SnapshotError: The snapshots in the folder are of another model, call or version, or cannot be read.
+        WorkerError: With ``isolate``: the model or an argument cannot be sent, or the worker ended without a result.
 
     Example:
         >>> import keras, numpy as np, memfit
@@ -83,6 +87,8 @@ def fit(
     asked = _Asked(budget, plan, allow, micro_batch_size, probe)
     supervisor = session.current()
     with interception.suspended():
+        if isolate:
+            return _fit_isolated(model, args, fit_arguments, asked, keeping)
         if supervisor is None:
             return _fit(model, args, fit_arguments, asked, keeping)
         with supervisor.entered() as call:
@@ -90,6 +96,23 @@ def fit(
                 return _fit(model, args, fit_arguments, asked, keeping)
             run = functools.partial(_fit_supervised, model, args, fit_arguments, asked, call)
             return session.supervised(supervisor, call, run)
+
+
+def _fit_isolated(
+    model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, keeping: keeping_of.Keeping | None
+) -> Any:
+    """In a worker, which supervises itself by the snapshots of its session."""
+    if keeping is not None:
+        raise ArgumentError(
+            f"A worker keeps its own snapshots. Received: isolate=True and snapshots={str(keeping.folder)!r}. Leave one out."
+        )
+    fit_arguments_of.check_model(model)
+    found, arguments = batches_of.described(fit_arguments_of.bound(model, args, given))
+    if not keras_seam.is_built(model) and found.spec is not None:
+        deciding.build(model, found.spec)
+        if found.num_samples is not None:
+            _keep_order(arguments, found)
+    return isolating.fit(model, arguments, {**vars(asked)}, backends.current())
 
 
 def _fit_supervised(

@@ -21,24 +21,13 @@ from typing import Any
 from memfit import budgeting
 from memfit.budgeting.usage import Gauge
 from memfit.errors import ArgumentError
-from memfit.guarding import session
-from memfit.records import Plan
+from memfit.guarding import restarts, session
 from memfit.reporting.console import say
 
 _CHILD = Path(__file__).with_name("script_child.py")
 
 _LOOK_SECONDS = 0.1
 """Between two looks at what the child holds."""
-
-_PRESSED = 0.6
-"""A child that has held this share of what there was for it may have died of it."""
-
-_SMALLER = 0.75
-"""Of the killed plan's step, what the next may take."""
-
-_WITHOUT_PROGRESS = 3
-
-_BY_MEMORY = (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT)
 
 _AS_THEMSELVES = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 """Signals that a script ends by and this process then ends by too, so that who has started it sees what it would have."""
@@ -61,29 +50,6 @@ class Job:
     max_restarts: int = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Ending:
-    """How a child ended.
-
-    Attributes:
-        code: As ``subprocess`` writes it: negative for a signal.
-        peak_bytes: The most that it was seen to hold.
-        room_bytes: What there was for it when it started.
-        killed_before, killed_after: Processes that the kernel has killed for memory, before the child and after it.
-    """
-
-    code: int
-    peak_bytes: int
-    room_bytes: int
-    killed_before: int
-    killed_after: int
-
-    @property
-    def was_pressed(self) -> bool:
-        """Whether there are signs that memory was the cause."""
-        return self.killed_after > self.killed_before or self.peak_bytes >= _PRESSED * self.room_bytes
-
-
 def supervise(job: Job) -> int:
     """Runs the script until it ends by itself.
 
@@ -97,11 +63,11 @@ def supervise(job: Job) -> int:
     folder = Path(tempfile.mkdtemp(prefix="memfit-run-")) if job.folder is None else job.folder
     try:
         _open(folder, job)
-        ending = _until_it_ends(folder, job)
+        ending = restarts.until_it_ends(folder, lambda: _run_once(folder, job), job.max_restarts, _tell)
     finally:
         if own:
             shutil.rmtree(folder, ignore_errors=True)
-    if not own and -ending.code not in _AS_THEMSELVES and ending.code not in _BY_MEMORY:
+    if not own and -ending.code not in _AS_THEMSELVES and ending.code not in restarts.BY_MEMORY:
         _remove(folder)
     if -ending.code in _AS_THEMSELVES:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [-ending.code])
@@ -140,75 +106,10 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def _until_it_ends(folder: Path, job: Job) -> Ending:
-    limits = _limits(folder)
-    idle, reached = 0, _reached(folder)
-    for restart in range(job.max_restarts + 1):
-        may_fail = restart < job.max_restarts and idle < _WITHOUT_PROGRESS
-        session.write(folder / session.LIMITS, {"calls": limits, "may_fail": may_fail})
-        ending = _run_once(folder, job)
-        call = _interrupted(folder)
-        if not may_fail or not _for_memory(ending, call):
-            return ending
-        assert call is not None
-        reached, before = _reached(folder), reached
-        smaller = _smaller(call, limits.get(call.name, {}))
-        idle = 0 if reached != before else idle + 1
-        if smaller is not None:
-            limits[call.name] = smaller
-        for name in (session.FAILED, session.PLAN):
-            (call / name).unlink(missing_ok=True)
-        then = "with a smaller plan" if smaller is not None else "with the same plan"
-        say(f"memfit: {_text(ending)}; the script is started again, {then}, from its last snapshot", quiet=False)
-    return ending
-
-
-def _for_memory(ending: Ending, call: Path | None) -> bool:
-    """Whether a call of ``fit`` was interrupted for want of memory, or by a kill that nobody has explained."""
-    if call is None or ending.code not in _BY_MEMORY:
-        return False
-    return ending.code == -signal.SIGKILL or ending.was_pressed
-
-
-def _interrupted(folder: Path) -> Path | None:
-    """The folder of the call that was training when the process ended."""
-    return next((path.parent for path in sorted(folder.glob(f"call-*/{session.PLAN}"))), None)
-
-
-def _reached(folder: Path) -> list[str]:
-    """What there is of the session: it changes as the script gets on."""
-    return sorted(f"{path.parent.name}/{path.name}" for path in folder.glob("call-*/*.[nj][ps]*"))
-
-
-def _limits(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / session.LIMITS).read_text())["calls"])
-    except (OSError, ValueError, KeyError):
-        return {}
-
-
-def _smaller(call: Path, limit: dict[str, Any]) -> dict[str, Any] | None:
-    """What the call may take next; None where its plan is the smallest that there is."""
-    if (call / session.SMALLEST).exists():
-        return None
-    try:
-        fields = json.loads((call / session.PLAN).read_text())
-        plan, held = Plan.from_json(json.dumps(fields["plan"])), int(fields["held"])
-    except (OSError, ValueError, KeyError):
-        return None
-    if plan.peak is not None:
-        highest = min(plan.peak.upper, limit.get("budget") or plan.peak.upper, plan.budget.limiting_bytes)
-        return {
-            "budget": max(1, int(held + _SMALLER * (highest - held)) if highest > held else int(_SMALLER * highest))
-        }
-    size = plan.micro_batch_size or plan.batch_size
-    return {"micro_batch_size": -(-size // 2)} if size is not None and size > 1 else None
-
-
-def _run_once(folder: Path, job: Job) -> Ending:
+def _run_once(folder: Path, job: Job) -> restarts.Ending:
     """One process of the script, from its start to its end."""
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2]
-    before, room = _kills(), budgeting.budget().host_bytes
+    before, room = restarts.kills(), budgeting.budget().host_bytes
     # Blocked, they wait for the loop below; the child takes the block off again.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, [*signals, signal.SIGCHLD])
     try:
@@ -231,20 +132,10 @@ def _run_once(folder: Path, job: Job) -> Ending:
                 # A terminal's Ctrl-C has reached the child by itself; what another process sends has not.
                 if found is not None and found.si_signo != signal.SIGCHLD and found.si_code <= 0:
                     process.send_signal(found.si_signo)
-        return Ending(process.returncode, peak, room, before, _kills())
+        return restarts.Ending(process.returncode, peak, room, before, restarts.kills())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _kills() -> int:
-    """How many processes the kernel has killed for memory since it started; 0 where it does not say."""
-    try:
-        words = Path("/proc/vmstat").read_text().split()
-        return int(words[words.index("oom_kill") + 1])
-    except (OSError, ValueError):
-        return 0
-
-
-def _text(ending: Ending) -> str:
-    name = signal.Signals(-ending.code).name
-    return f"the script's process was ended by {name}" + (" for want of memory" if ending.was_pressed else "")
+def _tell(sentence: str) -> None:
+    say(sentence, quiet=False)

@@ -1,0 +1,136 @@
+"""When a process that trains has died: whether for want of memory, whether to start it again, and with which plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from memfit.guarding import session
+from memfit.records import Plan
+
+_PRESSED = 0.6
+"""A child that has held this share of what there was for it may have died of it."""
+
+_SMALLER = 0.75
+"""Of the killed plan's step, what the next may take."""
+
+_WITHOUT_PROGRESS = 3
+
+BY_MEMORY = (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT)
+"""How processes die that ran out of memory, as ``subprocess`` writes it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How a child ended.
+
+    Attributes:
+        code: As ``subprocess`` writes it: negative for a signal.
+        peak_bytes: The most that it was seen to hold.
+        room_bytes: What there was for it when it started.
+        killed_before, killed_after: Processes that the kernel has killed for memory, before the child and after it.
+    """
+
+    code: int
+    peak_bytes: int
+    room_bytes: int
+    killed_before: int
+    killed_after: int
+
+    @property
+    def was_pressed(self) -> bool:
+        """Whether there are signs that memory was the cause."""
+        return self.killed_after > self.killed_before or self.peak_bytes >= _PRESSED * self.room_bytes
+
+
+def until_it_ends(
+    folder: Path, run_once: Callable[[], Ending], max_restarts: int, tell: Callable[[str], None]
+) -> Ending:
+    """Runs a process, and again as long as it dies for want of memory and there is hope.
+
+    Args:
+        folder: Of the session.
+        run_once: Runs one process to its end.
+        max_restarts: How often it is started again at most.
+        tell: Takes the sentence for a person.
+    """
+    limits = _limits(folder)
+    idle, reached = 0, _reached(folder)
+    for restart in range(max_restarts + 1):
+        may_fail = restart < max_restarts and idle < _WITHOUT_PROGRESS
+        session.write(folder / session.LIMITS, {"calls": limits, "may_fail": may_fail})
+        ending = run_once()
+        call = _interrupted(folder)
+        if not may_fail or not _for_memory(ending, call):
+            return ending
+        assert call is not None
+        reached, before = _reached(folder), reached
+        smaller = _smaller(call, limits.get(call.name, {}))
+        idle = 0 if reached != before else idle + 1
+        if smaller is not None:
+            limits[call.name] = smaller
+        for name in (session.FAILED, session.PLAN):
+            (call / name).unlink(missing_ok=True)
+        then = "with a smaller plan" if smaller is not None else "with the same plan"
+        tell(f"memfit: {_text(ending)}; the script is started again, {then}, from its last snapshot")
+    return ending
+
+
+def _for_memory(ending: Ending, call: Path | None) -> bool:
+    """Whether a call of ``fit`` was interrupted for want of memory, or by a kill that nobody has explained."""
+    if call is None or ending.code not in BY_MEMORY:
+        return False
+    return ending.code == -signal.SIGKILL or ending.was_pressed
+
+
+def _interrupted(folder: Path) -> Path | None:
+    """The folder of the call that was training when the process ended."""
+    return next((path.parent for path in sorted(folder.glob(f"call-*/{session.PLAN}"))), None)
+
+
+def _reached(folder: Path) -> list[str]:
+    """What there is of the session: it changes as the script gets on."""
+    return sorted(f"{path.parent.name}/{path.name}" for path in folder.glob("call-*/*.[nj][ps]*"))
+
+
+def _limits(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / session.LIMITS).read_text())["calls"])
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _smaller(call: Path, limit: dict[str, Any]) -> dict[str, Any] | None:
+    """What the call may take next; None where its plan is the smallest that there is."""
+    if (call / session.SMALLEST).exists():
+        return None
+    try:
+        fields = json.loads((call / session.PLAN).read_text())
+        plan, held = Plan.from_json(json.dumps(fields["plan"])), int(fields["held"])
+    except (OSError, ValueError, KeyError):
+        return None
+    if plan.peak is not None:
+        highest = min(plan.peak.upper, limit.get("budget") or plan.peak.upper, plan.budget.limiting_bytes)
+        return {
+            "budget": max(1, int(held + _SMALLER * (highest - held)) if highest > held else int(_SMALLER * highest))
+        }
+    size = plan.micro_batch_size or plan.batch_size
+    return {"micro_batch_size": -(-size // 2)} if size is not None and size > 1 else None
+
+
+def kills() -> int:
+    """How many processes the kernel has killed for memory since it started; 0 where it does not say."""
+    try:
+        words = Path("/proc/vmstat").read_text().split()
+        return int(words[words.index("oom_kill") + 1])
+    except (OSError, ValueError):
+        return 0
+
+
+def _text(ending: Ending) -> str:
+    name = signal.Signals(-ending.code).name
+    return f"the script's process was ended by {name}" + (" for want of memory" if ending.was_pressed else "")
