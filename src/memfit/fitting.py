@@ -60,7 +60,7 @@ def fit(
         snapshots: A folder. The run is kept there at a cost of 1 % of its time; the same call after a kill goes on at the
             very batch. Removed when the run has ended.
         isolate: Whether to train in a worker process: if the kernel kills it this process lives, and the training goes on
-            with a smaller plan. Callbacks run in the worker; their state does not come back, but for History.
+            with a smaller plan. Callbacks run in the worker; their counters and lists come back, what they open does not.
         **fit_arguments: Everything else that ``model.fit`` takes.
 
     Returns:
@@ -150,9 +150,10 @@ def _fit(
     planned = log.seconds
     if keeping is not None and keeping.completes:
         session.note_plan(keeping.folder, decision.plan)
+    tell = functools.partial(log.add, "snapshot")
     with (
         Watcher(prepared.backend) as watcher,
-        keeping_of.kept(model, arguments, keeping, prepared.backend) as arguments,
+        keeping_of.kept(model, arguments, keeping, backend=prepared.backend, tell=tell) as arguments,
     ):
         prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
         history, decision = _executed(model, prepared, log)

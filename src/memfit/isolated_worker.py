@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -21,6 +22,7 @@ def main(folder: Path, parent: int, result: int) -> int:
     from memfit.probing import entry
 
     entry.end_with(parent)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
     os.set_inheritable(result, False)
     model = None
     try:

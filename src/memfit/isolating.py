@@ -159,8 +159,8 @@ class _Worker:
         before, room, peak = restarts.kills(), budgeting.budget().host_bytes, 0
         with self._started() as (process, outcome), Gauge(process.pid) as gauge:
             while process.poll() is None:
-                peak = max(peak, gauge.read())
                 try:
+                    peak = max(peak, gauge.read())
                     process.wait(_LOOK_SECONDS)
                 except subprocess.TimeoutExpired:
                     continue

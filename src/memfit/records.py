@@ -335,7 +335,7 @@ class Event:
 
     Attributes:
         seconds: Since the call of ``fit``.
-        kind: "budget", "analysis", "separability", "plan", "out of memory", "retry", "note".
+        kind: "budget", "analysis", "separability", "plan", "out of memory", "retry", "snapshot", "note".
         message: The sentence that a person reads.
     """
 

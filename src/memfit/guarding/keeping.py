@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,28 +70,39 @@ def checked(snapshots: Any) -> Keeping | None:
 
 
 @contextlib.contextmanager
-def kept(model: Any, arguments: dict[str, Any], keeping: Keeping | None, backend: Backend) -> Iterator[dict[str, Any]]:
+def kept(
+    model: Any, arguments: dict[str, Any], keeping: Keeping | None, *, backend: Backend, tell: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """Gives the arguments for ``fit`` with which the run is kept; its snapshots are removed when it has ended well.
 
     SIGTERM, as a scheduler sends it, makes a last snapshot after the batch that is under way, and ends the process then.
 
+    Args:
+        model: The compiled model.
+        arguments: Of ``fit``, by name.
+        keeping: Where and how often; None keeps nothing.
+        backend: The current backend.
+        tell: Takes what happens, in sentences for the report.
+
     Raises:
-        SnapshotError: The snapshots in the folder are of another model or call, or cannot be read.
+        SnapshotError: The snapshots in the folder are of another model or call, or cannot be read; or another run keeps
+            its own there now.
     """
     if keeping is None:
         yield arguments
         return
     store = Store(keeping.folder)
-    keeper = Keeper(model, arguments, Run(store, keeping, backend))
-    with _ended_gently(keeper):
-        try:
-            yield keeper.arguments
-        finally:
-            keeper.let_go()
-    if keeping.completes:
-        keeper.complete()
-    else:
-        store.clear()
+    with store.held():
+        keeper = Keeper(model, arguments, Run(store, keeping, backend, tell))
+        with _ended_gently(keeper):
+            try:
+                yield keeper.arguments
+            finally:
+                keeper.let_go()
+        if keeping.completes:
+            keeper.complete()
+        else:
+            store.clear()
 
 
 def completed(model: Any, arguments: dict[str, Any], keeping: Keeping) -> Any | None:
@@ -118,11 +129,12 @@ def completed(model: Any, arguments: dict[str, Any], keeping: Keeping) -> Any | 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a keeper works with: where snapshots go, how often, and the backend."""
+    """What a keeper works with: where snapshots go, how often, the backend, and who is told what happens."""
 
     store: Store
     keeping: Keeping
     backend: Backend
+    tell: Callable[[str], None]
 
 
 class Keeper(keras.callbacks.CallbackList):
@@ -135,7 +147,6 @@ class Keeper(keras.callbacks.CallbackList):
 
     Attributes:
         arguments: To call ``fit`` with.
-        failures: Why snapshots could not be written, each once.
         ending: Set to a signal, takes a snapshot after this batch and ends the process with the signal.
 
     Raises:
@@ -156,10 +167,12 @@ class Keeper(keras.callbacks.CallbackList):
         self._real: Any = None
         self._passing: Any = None
         self._epoch = 0
-        self.failures: list[str] = []
+        self._failures: set[str] = set()
         self.ending: int | None = None
         if self._resumed is not None:
             _check_call(self._call, self._resumed.call)
+            at = self._resumed.position
+            run.tell(f"goes on from a snapshot: epoch {at.epoch + 1}, {at.step} of its batches done")
         self.arguments = {**_resumed_arguments(arguments, self._resumed), "callbacks": self}
         super().__init__([], model=None)
         keras.callbacks.Callback.set_model(self, model)
@@ -284,8 +297,9 @@ class Keeper(keras.callbacks.CallbackList):
         except OSError as error:
             self._pace.failed()
             reason = f"a snapshot could not be written ({error}); training goes on, the one before is kept"
-            if reason not in self.failures:
-                self.failures.append(reason)
+            if reason not in self._failures:
+                self._failures.add(reason)
+                self._run.tell(reason)
         else:
             self._pace.wrote(time.monotonic() - start)
         if self.ending is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from memfit import units
 from memfit.guarding import session
 from memfit.records import Plan
 
@@ -43,8 +44,13 @@ class Ending:
 
     @property
     def was_pressed(self) -> bool:
-        """Whether there are signs that memory was the cause."""
-        return self.killed_after > self.killed_before or self.peak_bytes >= _PRESSED * self.room_bytes
+        """Whether it held so much that memory may have been the cause. The kernel's count is the whole machine's."""
+        return self.peak_bytes >= _PRESSED * self.room_bytes
+
+    @property
+    def for_memory(self) -> bool:
+        """Whether a kill or a crash is to be taken for one for want of memory."""
+        return self.code == -signal.SIGKILL or (self.code in BY_MEMORY and self.was_pressed)
 
 
 def until_it_ends(
@@ -70,21 +76,18 @@ def until_it_ends(
         assert call is not None
         reached, before = _reached(folder), reached
         smaller = _smaller(call, limits.get(call.name, {}))
-        idle = 0 if reached != before else idle + 1
+        idle = 0 if reached != before or smaller is not None else idle + 1
         if smaller is not None:
             limits[call.name] = smaller
-        for name in (session.FAILED, session.PLAN):
-            (call / name).unlink(missing_ok=True)
+        (call / session.PLAN).unlink(missing_ok=True)
         then = "with a smaller plan" if smaller is not None else "with the same plan"
-        tell(f"memfit: {_text(ending)}; the script is started again, {then}, from its last snapshot")
+        tell(f"memfit: {_text(ending)}; it is started again, {then}, from its last snapshot")
     return ending
 
 
 def _for_memory(ending: Ending, call: Path | None) -> bool:
     """Whether a call of ``fit`` was interrupted for want of memory, or by a kill that nobody has explained."""
-    if call is None or ending.code not in BY_MEMORY:
-        return False
-    return ending.code == -signal.SIGKILL or ending.was_pressed
+    return call is not None and ending.for_memory
 
 
 def _interrupted(folder: Path) -> Path | None:
@@ -94,7 +97,8 @@ def _interrupted(folder: Path) -> Path | None:
 
 def _reached(folder: Path) -> list[str]:
     """What there is of the session: it changes as the script gets on."""
-    return sorted(f"{path.parent.name}/{path.name}" for path in folder.glob("call-*/*.[nj][ps]*"))
+    names = ("snapshot-*.npz", session.REPORT)
+    return sorted(f"{path.parent.name}/{path.name}" for name in names for path in folder.glob(f"call-*/{name}"))
 
 
 def _limits(folder: Path) -> dict[str, Any]:
@@ -110,6 +114,8 @@ def _smaller(call: Path, limit: dict[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         fields = json.loads((call / session.PLAN).read_text())
+        if fields["plan"] is None:  # killed before there was one
+            return None
         plan, held = Plan.from_json(json.dumps(fields["plan"])), int(fields["held"])
     except (OSError, ValueError, KeyError):
         return None
@@ -133,4 +139,5 @@ def kills() -> int:
 
 def _text(ending: Ending) -> str:
     name = signal.Signals(-ending.code).name
-    return f"the script's process was ended by {name}" + (" for want of memory" if ending.was_pressed else "")
+    counted = ", and the kernel has killed for memory meanwhile" if ending.killed_after > ending.killed_before else ""
+    return f"the training process was ended by {name} (it held {units.text(ending.peak_bytes)}{counted})"

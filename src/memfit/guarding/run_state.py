@@ -24,8 +24,8 @@ def values(model: Any) -> list[np.ndarray]:
 
 
 def specs(model: Any) -> list[Any]:
-    """``[name, shape]`` of each of ``variables``; the names of layers count up from model to model and are left out."""
-    return [[variable.name, [int(size) for size in variable.shape]] for variable in variables(model)]
+    """``[name, shape]`` of each of ``variables``, the end of its name alone: layers are numbered from model to model."""
+    return [[variable.name.rsplit("_")[-1], [int(size) for size in variable.shape]] for variable in variables(model)]
 
 
 def check_specs(model: Any, expected: list[Any]) -> None:

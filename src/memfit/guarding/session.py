@@ -25,7 +25,6 @@ from memfit.records import Event, Plan, Reading, RunReport
 LIMITS = "limits.json"
 PLAN = "plan.json"
 REPORT = "report.json"
-FAILED = "out-of-memory"
 SMALLEST = "smallest"
 
 
@@ -116,13 +115,14 @@ def supervised(session: Session, call: Path, run: Run) -> Any:
         The History.
     """
     limit = session.limit(call)
+    note_plan(call, None)
     try:
         history = _run(call, run, limit)
-    except OutOfMemoryError:
-        if not limit.may_fail or not (call / PLAN).exists():
-            raise
-        (call / FAILED).touch()
-        _end()
+    except BaseException as error:
+        if isinstance(error, OutOfMemoryError) and limit.may_fail:
+            _end()
+        (call / PLAN).unlink(missing_ok=True)
+        raise
     report = getattr(history, "memfit", None)
     if report is not None and not (call / REPORT).exists():
         write(call / REPORT, json.loads(report.to_json()))
@@ -150,14 +150,15 @@ def forget(call: Path) -> None:
     for folder in call.parent.glob("call-*"):
         if folder.name >= call.name:
             for path in folder.iterdir():
-                path.unlink(missing_ok=True)
+                if folder != call or path.name != PLAN:
+                    path.unlink(missing_ok=True)
 
 
-def note_plan(call: Path, plan: Plan) -> None:
-    """Tells the supervisor what is about to be trained with, and what the process holds before."""
+def note_plan(call: Path, plan: Plan | None) -> None:
+    """Tells the supervisor what is about to be trained with (None: not known yet), and what the process holds before."""
     call.mkdir(parents=True, exist_ok=True)
     held = budgeting.reading().host_bytes
-    write(call / PLAN, {"held": held, "plan": json.loads(plan.to_json())})
+    write(call / PLAN, {"held": held, "plan": None if plan is None else json.loads(plan.to_json())})
 
 
 def report(call: Path) -> RunReport | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import re
@@ -26,6 +27,7 @@ VERSION = 1
 _KEPT = 2
 _NAME = re.compile(r"snapshot-(\d{8})\.npz")
 _PARTIAL = ".partial"
+_LOCK = ".in-use"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +137,29 @@ class Store:
             raise SnapshotError(
                 f"The folder for snapshots cannot be used ({error}). Received: snapshots={str(folder)!r}. Pass another."
             ) from error
-        for left in folder.glob(f"*{_PARTIAL}"):
-            left.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no other run keeps its snapshots in the folder.
+
+        Raises:
+            SnapshotError: Another one does so now.
+        """
+        lock = open(self.folder / _LOCK, "w")  # noqa: SIM115 - open for as long as the lock is held
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise SnapshotError(
+                    f"Another run keeps its snapshots in the folder now. Received: snapshots={str(self.folder)!r}. "
+                    "Give each run a folder of its own."
+                ) from error
+            for left in self.folder.glob(f"*{_PARTIAL}"):
+                left.unlink(missing_ok=True)
+            yield
+            (self.folder / _LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else is in it: the user's, or the last snapshot
+                self.folder.rmdir()
 
     def add(self, snapshot: Snapshot) -> Path:
         """Writes the next snapshot and removes all but the last two.
@@ -168,11 +191,9 @@ class Store:
         return None
 
     def clear(self) -> None:
-        """Removes every snapshot, and the folder where nothing else is in it."""
+        """Removes every snapshot."""
         for _, path in self._files():
             path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
 
     def _files(self) -> list[tuple[int, Path]]:
         found = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("snapshot-*.npz"))
