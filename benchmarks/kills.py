@@ -32,12 +32,12 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-import keras
-import numpy as np
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
 
-import memfit
-from memfit import fitting
-from memfit.guarding import keeping as keeping_of
+import memfit  # noqa: E402
+from memfit import fitting  # noqa: E402
+from memfit.guarding import keeping as keeping_of  # noqa: E402
 
 TOLERANCE = 1e-5
 NUM_SAMPLES, BATCH_SIZE, EPOCHS = 100, 16, 6

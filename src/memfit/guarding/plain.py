@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ class NotPlainError(TypeError):
 def encoded(value: Any, arrays: Arrays) -> Any:
     """The value as JSON; its arrays are added to ``arrays`` and named in it.
 
-    None, booleans, numbers, texts, lists, tuples, dictionaries, numpy scalars and numpy arrays, nested as they come.
+    None, booleans, numbers, texts, lists, tuples, dictionaries, numpy scalars and numpy arrays, nested as they come; and
+    functions of numpy and ``keras.ops`` by name, by which Keras' callbacks compare.
 
     Raises:
         NotPlainError: Some part of it is of another kind.
@@ -43,6 +46,11 @@ def encoded(value: Any, arrays: Arrays) -> Any:
         return {"tuple": [encoded(item, arrays) for item in value]}
     if type(value) is dict:
         return {"pairs": [[encoded(key, arrays), encoded(item, arrays)] for key, item in value.items()]}
+    if callable(value):
+        for module in _FUNCTIONS:
+            name = getattr(value, "__name__", "")
+            if value is getattr(sys.modules.get(module), name, None):
+                return {"function": [module, name]}
     raise NotPlainError(f"A snapshot holds plain values only. Received: a {type(value).__qualname__}.")
 
 
@@ -66,6 +74,11 @@ def decoded(document: Any, arrays: Any) -> Any:
         return array.reshape(document["shape"])
     if "scalar" in document:
         return decoded(document["scalar"], arrays)[()]
+    if "function" in document:
+        module, name = document["function"]
+        if module not in _FUNCTIONS:
+            raise ValueError(f"no function of {module}")
+        return getattr(importlib.import_module(module), name)
     if "tuple" in document:
         return tuple(decoded(item, arrays) for item in document["tuple"])
     return {decoded(key, arrays): decoded(item, arrays) for key, item in document["pairs"]}
@@ -98,6 +111,8 @@ def large_arrays(owner: Any) -> dict[str, int]:
         if isinstance(value, np.ndarray) and value.nbytes > _LARGE
     }
 
+
+_FUNCTIONS = ("numpy", "keras.ops")
 
 _OF_KERAS = frozenset({"_model", "params", "validation_data"})
 

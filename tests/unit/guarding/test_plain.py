@@ -31,6 +31,7 @@ def through(value: Any) -> Any:
         random.getstate(),
         np.float32(1.5),
         {"pairs": [{"tuple": ()}]},
+        {"monitor_op": np.less},
     ],
 )
 def test_plain_values_come_back_as_they_were(value: Any) -> None:
@@ -70,3 +71,8 @@ def test_attributes_are_the_state_and_not_the_data() -> None:
     assert set(plain.attributes(owner, constant)) == {"count", "order"}
     owner.data = np.ones(2**20)  # replaced on the way: it is state
     assert set(plain.attributes(owner, constant)) == {"count", "order", "data"}
+
+
+def test_functions_come_from_two_modules_alone() -> None:
+    with pytest.raises(ValueError, match="no function of os"):
+        plain.decoded({"function": ["os", "system"]}, {})
