@@ -151,8 +151,10 @@ def train(kind: str, folder: Path, out: Path, pipe: int) -> None:
     out.with_suffix(".json").write_text(json.dumps({"epoch": history.epoch, **history.history}))
 
 
-def attempt(kind: str, folder: Path, out: Path, delay: float | None) -> tuple[bool, float]:
+def attempt(kind: str, folder: Path, out: Path, delay: float | None, *, aimed: bool = False) -> tuple[bool, float]:
     """Trains in a fork, killed ``delay`` seconds after training has begun (before, where negative).
+
+    Where it is ``aimed``, the kill waits for the next snapshot that is being written.
 
     Returns:
         Whether it was killed, and the seconds that it trained.
@@ -176,6 +178,10 @@ def attempt(kind: str, folder: Path, out: Path, delay: float | None) -> tuple[bo
     begun = time.monotonic()
     if delay is not None:
         time.sleep(max(0.0, delay))
+        if aimed:
+            deadline = time.monotonic() + 1.0
+            while time.monotonic() < deadline and not any(folder.glob("*.partial")):
+                pass
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     os.close(reading)
@@ -210,7 +216,8 @@ def measured(kind: str, kills: int, rng: random.Random, folder: Path) -> dict[st
         while not finished:
             delay = -rng.uniform(0, 1.0) if rng.random() < 0.1 else rng.uniform(0, 0.6 * usual)
             out = folder / "killed.npz"
-            killed, _ = attempt(kind, snapshots, out, delay if done < kills else None)
+            aimed = delay > 0 and rng.random() < 0.25
+            killed, _ = attempt(kind, snapshots, out, delay if done < kills else None, aimed=aimed)
             finished = not killed
             done += killed
             inside += killed and any(snapshots.glob("*.partial"))

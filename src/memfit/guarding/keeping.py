@@ -455,7 +455,19 @@ def _is_over(position: Position, arguments: dict[str, Any]) -> bool:
 
 def _replays(arguments: dict[str, Any]) -> bool:
     """Whether the data is one stream over all epochs, which can only be gone through again from its start."""
-    return isinstance(arguments.get("x"), types.GeneratorType) or bool(arguments.get("steps_per_epoch"))
+    x = arguments.get("x")
+    stream = isinstance(x, types.GeneratorType) or (hasattr(x, "element_spec") and _may_reshuffle(x))
+    return stream or bool(arguments.get("steps_per_epoch"))
+
+
+def _may_reshuffle(dataset: Any) -> bool:
+    """Whether a ``tf.data`` pipeline may come in another order each time it is gone through."""
+    while "Shuffle" not in type(dataset).__name__:
+        inputs = dataset._inputs() if hasattr(dataset, "_inputs") else [None, None]
+        if len(inputs) != 1:
+            return bool(inputs)
+        (dataset,) = inputs
+    return True
 
 
 def _resumed_arguments(arguments: dict[str, Any], found: Snapshot | None) -> dict[str, Any]:

@@ -48,6 +48,11 @@ class Ending:
         return self.peak_bytes >= _PRESSED * self.room_bytes
 
     @property
+    def counted(self) -> bool:
+        """Whether the kernel has killed for memory meanwhile, somewhere on the machine."""
+        return self.killed_after > self.killed_before
+
+    @property
     def for_memory(self) -> bool:
         """Whether a kill or a crash is to be taken for one for want of memory."""
         return self.code == -signal.SIGKILL or (self.code in BY_MEMORY and self.was_pressed)
@@ -75,11 +80,14 @@ def until_it_ends(
             return ending
         assert call is not None
         reached, before = _reached(folder), reached
-        smaller = _smaller(call, limits.get(call.name, {}))
+        # A kill that nothing explains may be an operator's: the plan is blamed for it only if nothing was done since the last.
+        blamed = (call / session.FAILED).exists() or ending.was_pressed or ending.counted or reached == before
+        smaller = _smaller(call, limits.get(call.name, {})) if blamed else None
         idle = 0 if reached != before or smaller is not None else idle + 1
         if smaller is not None:
             limits[call.name] = smaller
-        (call / session.PLAN).unlink(missing_ok=True)
+        for name in (session.FAILED, session.PLAN):
+            (call / name).unlink(missing_ok=True)
         then = "with a smaller plan" if smaller is not None else "with the same plan"
         tell(f"memfit: {_text(ending)}; it is started again, {then}, from its last snapshot")
     return ending
@@ -139,5 +147,5 @@ def kills() -> int:
 
 def _text(ending: Ending) -> str:
     name = signal.Signals(-ending.code).name
-    counted = ", and the kernel has killed for memory meanwhile" if ending.killed_after > ending.killed_before else ""
+    counted = ", and the kernel has killed for memory meanwhile" if ending.counted else ""
     return f"the training process was ended by {name} (it held {units.text(ending.peak_bytes)}{counted})"

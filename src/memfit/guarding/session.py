@@ -25,6 +25,7 @@ from memfit.records import Event, Plan, Reading, RunReport
 LIMITS = "limits.json"
 PLAN = "plan.json"
 REPORT = "report.json"
+FAILED = "out-of-memory"
 SMALLEST = "smallest"
 
 
@@ -120,6 +121,7 @@ def supervised(session: Session, call: Path, run: Run) -> Any:
         history = _run(call, run, limit)
     except BaseException as error:
         if isinstance(error, OutOfMemoryError) and limit.may_fail:
+            (call / FAILED).touch()
             _end()
         (call / PLAN).unlink(missing_ok=True)
         raise

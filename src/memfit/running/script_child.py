@@ -44,6 +44,7 @@ def _run_script(path: str, *, first: str | None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    path = os.path.abspath(path)
     module = types.ModuleType("__main__")
     vars(module).update(__file__=path, __builtins__=__builtins__, __loader__=SourceFileLoader("__main__", path))
     sys.modules["__main__"] = module

@@ -75,6 +75,13 @@ def test_without_a_smaller_plan_and_without_progress_it_ends(tmp_path: Path) -> 
     assert not script.limits[-1].may_fail
 
 
+def test_a_kill_that_nothing_explains_is_not_blamed_on_the_plan_at_first(tmp_path: Path) -> None:
+    script = Script(tmp_path, KILLED, KILLED, 0, peak=GIB // 10, progress=True)
+    assert script.supervised() == 0
+    assert [limit.budget for limit in script.limits] == [None, None, None]
+    assert "the same plan" in script.told[0]
+
+
 def test_progress_is_worth_another_start(tmp_path: Path) -> None:
     script = Script(tmp_path, *[KILLED] * 9, 0, plan=None, progress=True)
     assert script.supervised() == 0
