@@ -136,9 +136,20 @@ def measure(job: Job) -> dict[str, Any]:
             "predicted": None if report.plan.peak is None else report.plan.peak.upper,
             "expected_time": report.plan.relative_time,
             "planning_seconds": round(report.planning_seconds, 1),
-            "trials": sum("trial" in reason for reason in report.plan.reasons),
+            "trials": sum("a trial in a child" in reason for reason in report.plan.reasons),
         }
-    return row | {"seconds": round(min(clock.seconds[1:]) / STEPS, 4)}
+    return row | work(model, batch, job) | {"seconds": round(min(clock.seconds[1:]) / STEPS, 4)}
+
+
+def work(model: Any, batch: Any, job: Job) -> dict[str, Any]:
+    """What the costs of levers are fitted to: operations of a forward pass, their number, the share done again."""
+    from memfit.levers import remat
+
+    if job.way == "memfit":
+        return {}
+    chain, levers = remat.chain(model, batch), by_hand(model, batch, job).levers
+    again = 0.0 if levers.remat is None else remat.recomputation(chain, levers.remat) / chain.cost
+    return {"flops": chain.cost, "layers": chain.rounds, "again": round(again, 3)}
 
 
 # In the parent
@@ -189,6 +200,7 @@ def rows(name: str, batch: str, budgets: list[int], backend: str) -> Iterator[di
     )
     settings = [(plain_job, plain), *grid(name, batch_size, plain["splits"], backend)]
     settings.sort(key=lambda setting: setting[1]["seconds"])
+    yield common | {"budget": "grid", "grid": [dataclasses.asdict(job) | row for job, row in settings]}
     for share in budgets:
         cap = int(plain["base"] + share / 100 * (plain["peak"] - plain["base"]))
         ours = run(Job(name, batch_size, "memfit"), backend, cap)
@@ -236,6 +248,11 @@ def line(row: dict[str, Any]) -> str:
         return f"{head} largest batch by recomputation alone: {row['largest']:.2f} times the plain one's"
     if "skipped" in row:
         return f"{head} skipped: {row['skipped']}"
+    if "grid" in row:
+        best = row["grid"][0]
+        return (
+            f"{head} {len(row['grid'])} settings by hand, the fastest {best['seconds']:.3f} s in {best['parts']} parts"
+        )
     ours, hand = row["memfit"], row.get("hand")
     outcome = ours.get("failed") or ("refused" if "refused" in ours else f"{ours['seconds']:.3f} s")
     theirs = "none" if hand is None else f"{hand['seconds']:.3f} s ({hand['parts']} parts, {hand['recomputed']})"

@@ -11,19 +11,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memfit import data, errors, records
+    from memfit.evaluating import evaluate, predict
     from memfit.fitting import budget, fit, plan, profile
     from memfit.protecting import protect
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "budget", "data", "errors", "fit", "plan", "profile", "protect", "records"]
+__all__ = [
+    "__version__",
+    "budget",
+    "data",
+    "errors",
+    "evaluate",
+    "fit",
+    "plan",
+    "predict",
+    "profile",
+    "protect",
+    "records",
+]
 
+_EVALUATING = ("evaluate", "predict")
 _FITTING = ("budget", "fit", "plan", "profile")
 _PROTECTING = ("load_ipython_extension", "protect", "unload_ipython_extension")
 _MODULES = ("data", "errors", "records")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _EVALUATING:
+        return getattr(importlib.import_module("memfit.evaluating"), name)
     if name in _FITTING:
         return getattr(importlib.import_module("memfit.fitting"), name)
     if name in _PROTECTING:

@@ -10,8 +10,8 @@ from typing import Any
 
 from memfit.guarding import interception
 
-PROTECTED = ("fit",)
-"""Methods of ``keras.Model`` that go through the function of memfit of the same name."""
+PROTECTED = {"fit": None, "evaluate": ("budget",), "predict": ("budget",)}
+"""Methods of ``keras.Model`` that go through memfit's function of that name, and the options that are for it (None: all)."""
 
 _lock = threading.Lock()
 _options: list[dict[str, Any]] = []
@@ -20,10 +20,10 @@ _put_back: Callable[[], None] | None = None
 
 @contextlib.contextmanager
 def protect(**options: Any) -> Iterator[None]:
-    """Inside, ``model.fit`` of any Keras model is ``memfit.fit``; afterwards it is Keras' own again.
+    """Inside, ``fit``, ``evaluate`` and ``predict`` of any Keras model are memfit's; afterwards Keras' own again.
 
-    Blocks may stand inside of one another: the options of the innermost count. A ``fit`` that a callback calls during a run
-    is Keras' own.
+    Blocks may stand inside of one another: the options of the innermost count. What a callback calls during a run is Keras'
+    own.
 
     Args:
         **options: Arguments of ``memfit.fit`` beside those of ``model.fit``: ``budget``, ``allow``, ``probe``, ``isolate``.
@@ -66,7 +66,10 @@ def end() -> None:
 def _protected(name: str, model: Any, *args: Any, **arguments: Any) -> Any:
     import memfit
 
-    return getattr(memfit, name)(model, *args, **{**_options[-1], **arguments})
+    names = PROTECTED[name]
+    options = {key: value for key, value in _options[-1].items() if names is None or key in names}
+    with interception.suspended():
+        return getattr(memfit, name)(model, *args, **{**options, **arguments})
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -7,6 +7,7 @@ Here they are broken off by an exception at a chosen batch, with every snapshot 
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import os
 import random
@@ -181,13 +182,26 @@ def test_protected_fit_is_memfits_and_is_put_back() -> None:
     undisturbed = model()
     memfit.fit(undisturbed, X, Y, batch_size=10, verbose=0, micro_batch_size=4, allow={"inexact_micro_batch"})
     trained = model()
-    with memfit.protect(budget="64 GiB"), memfit.protect(micro_batch_size=4, allow={"inexact_micro_batch"}):
+    with memfit.protect(budget="1 MiB"), memfit.protect(micro_batch_size=4, allow={"inexact_micro_batch"}):
         history = trained.fit(X, Y, batch_size=10, verbose=0)
     assert history.memfit.plan.micro_batch_size == 4
     assert keras.Model.fit is original
     assert "fit" not in vars(trained)
     for a, b in zip(everything(undisturbed), everything(trained), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_protected_evaluate_and_predict_give_what_keras_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, called = model(), []
+    expected = trained.evaluate(X, Y, verbose=0), trained.predict(X, verbose=0)
+    for name in ("evaluate", "predict"):
+        function = functools.partial(lambda name, real, *args, **kw: called.append(name) or real(*args, **kw), name)
+        monkeypatch.setattr(memfit, name, functools.partial(function, getattr(memfit, name)), raising=False)
+    with memfit.protect(budget="2 GiB", probe=False):
+        found = trained.evaluate(X, Y, verbose=0), trained.predict(X, verbose=0)
+    assert called == ["evaluate", "predict"]
+    np.testing.assert_allclose(expected[0], found[0], rtol=1e-5)
+    np.testing.assert_allclose(expected[1], found[1], rtol=1e-5)
 
 
 def test_a_fit_of_the_users_own_is_entered_once() -> None:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from memfit.backends import keras_graph, keras_seam
+from memfit.backends import keras_graph, keras_saving, keras_seam
 from memfit.records import TensorSpec
 
 
@@ -60,6 +60,24 @@ def test_fit_accepts_a_data_adapter() -> None:
     adapter = keras_seam.array_order(4, batch_size=2, steps=None, shuffle=False)
     assert isinstance(adapter, keras_seam.DataAdapter), gone("trainers.data_adapters")
     assert [list(np.asarray(b)) for b in adapter.get_numpy_iterator()] == [[0, 1], [2, 3]], gone("ArrayDataAdapter")
+
+
+def test_the_number_of_batches_is_what_fit_tells_its_callbacks() -> None:
+    x, y = np.ones((10, 3), "float32"), np.ones((10, 2), "float32")
+    for arguments in ({"batch_size": 4}, {"batch_size": 4, "validation_split": 0.3}, {"steps_per_epoch": 2}):
+        seen: list[int] = []
+        told = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: seen.append(told.params["steps"]))
+        built().fit(x, y, verbose=0, callbacks=[told], **arguments)
+        found = keras_seam.num_batches({"x": x, "y": y, **arguments})
+        # Keras counts the steps after it has split the data.
+        assert [found] == seen, gone("trainers.data_adapters.get_data_adapter")
+
+
+def test_the_global_seed_generator_is_found() -> None:
+    keras.random.uniform((1,))
+    found = keras_saving.global_seed_generator()
+    assert found is keras_saving.global_seed_generator(create=True), gone("random.seed_generator.global_seed_generator")
+    assert tuple(found.state.shape) == (2,), gone("SeedGenerator.state")
 
 
 def test_jax_trainers_make_a_function_of_state_and_data() -> None:
@@ -157,6 +175,47 @@ def test_own_objects_are_the_users_alone() -> None:
     assert set(keras_seam.own_objects(model).values()) == {Mine, loss}, gone("Trainer._compile_config")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_get_variable_index",
+        "_trainable_variables",
+        "_momentums",
+        "_velocities",
+        "_iterations",
+        "_learning_rate",
+        "_untrack_variable",
+        "_model_variables_moving_average",
+        "_accumulated_gradients",
+    ],
+)
+def test_an_adam_has(name: str) -> None:
+    adam = keras.optimizers.Adam(use_ema=True, gradient_accumulation_steps=2)
+    adam.build(built().trainable_variables)
+    assert hasattr(adam, name), gone(f"Adam.{name}")
+
+
+def test_excluded_weights_are_kept_as_a_set_and_a_pattern() -> None:
+    adam, other = keras.optimizers.AdamW(), keras.optimizers.AdamW()
+    adam.exclude_from_weight_decay(var_names=["bias"])
+    keras_seam.share_progress(adam, other)
+    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
+        assert getattr(other, name) is getattr(adam, name), gone(f"BaseOptimizer.{name}")
+    other.build(built().trainable_variables)
+    assert [v for v in other.variables if v is adam.iterations or v is adam.learning_rate] == other.variables[:2]
+
+
+def test_another_optimizer_goes_inside_a_loss_scale_optimizer() -> None:
+    model, other = built(), keras.optimizers.SGD()
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse")
+    outer, inner, marks = model.optimizer, model.optimizer.inner_optimizer, keras_seam.compile_marks(model)
+    with keras_seam.replaced_optimizer(model, other):
+        assert model.optimizer is outer
+        assert outer.inner_optimizer is other, gone("LossScaleOptimizer.inner_optimizer")
+        assert any(a is not b for a, b in zip(marks, keras_seam.compile_marks(model), strict=True))
+    assert outer.inner_optimizer is inner
+
+
 def graph_model() -> Any:
     inputs = keras.Input((3,))
     nested = keras.Sequential([keras.layers.Dense(2), keras.layers.Dropout(0.5)])
@@ -238,3 +297,18 @@ def test_describing_and_predicting_a_model_does_not_import_tensorflow() -> None:
         "assert 'tensorflow' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_loops_call_what_stands_on_the_model_and_jax_state_can_be_synced() -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    for kind in ("train", "test", "predict"):
+        assert hasattr(model, f"{kind}_function"), gone(f"Trainer.{kind}_function")
+        assert callable(getattr(model, f"make_{kind}_function")), gone(f"Trainer.make_{kind}_function")
+    assert hasattr(model, "jax_state_sync") == (keras.backend.backend() == "jax"), gone("JAXTrainer.jax_state_sync")
+    assert keras_seam.raw_value(model.variables[0]) is not None, gone("Variable._value")
+    assert keras_seam.has_weights(model), gone("Layer._flatten_layers")
+
+
+def test_outputs_of_a_prediction_are_known_from_shapes() -> None:
+    model = keras.Model(x := keras.Input((3,)), {"a": keras.layers.Dense(2)(x), "b": x})
+    assert keras_seam.output_specs(model, TensorSpec((5, 3), "float32")) == [((5, 2), "float32"), ((5, 3), "float32")]

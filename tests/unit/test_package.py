@@ -21,5 +21,17 @@ def test_importing_memfit_imports_no_framework() -> None:
 def test_the_public_names_are_these() -> None:
     import memfit
 
-    assert memfit.__all__ == ["__version__", "budget", "data", "errors", "fit", "plan", "profile", "protect", "records"]
+    assert memfit.__all__ == [
+        "__version__",
+        "budget",
+        "data",
+        "errors",
+        "evaluate",
+        "fit",
+        "plan",
+        "predict",
+        "profile",
+        "protect",
+        "records",
+    ]
     assert set(memfit.__all__) <= set(dir(memfit))

@@ -163,7 +163,8 @@ class Keeper(keras.callbacks.CallbackList):
         self._epoch_random: dict[str, Any] = {}
         self._epochs: list[dict[str, Any]] = []
         self._data_state: dict[str, Any] | None = None
-        self._constant = run_state.constants(self._inner.callbacks)
+        self._own = list(self._inner.callbacks)  # others that memfit adds keep no state
+        self._constant = run_state.constants(self._own)
         self._real: Any = None
         self._passing: Any = None
         self._epoch = 0
@@ -177,11 +178,6 @@ class Keeper(keras.callbacks.CallbackList):
         super().__init__([], model=None)
         keras.callbacks.Callback.set_model(self, model)
         self.callbacks, self.params = self._inner.callbacks, self._inner.params
-
-    def append(self, callback: Any) -> None:
-        """Adds a callback, as to any list of callbacks."""
-        self._inner.append(callback)
-        self._constant.append({})
 
     def let_go(self) -> None:
         """Takes off the model what was put on it."""
@@ -251,7 +247,7 @@ class Keeper(keras.callbacks.CallbackList):
 
     def _restore(self, found: Snapshot) -> None:
         run_state.assign(self._model, found.variables)
-        run_state.restore_callbacks(self._inner.callbacks, found.callbacks)
+        run_state.restore_callbacks(self._own, found.callbacks)
         self._model.stop_training = found.position.finished
 
     # On the way.
@@ -313,7 +309,7 @@ class Keeper(keras.callbacks.CallbackList):
             variables=run_state.values(model),
             specs=run_state.specs(model),
             random={"epochs": self._epochs, "epoch": self._epoch_random, "now": random_state.captured()},
-            callbacks=run_state.of_callbacks(self._inner.callbacks, self._constant),
+            callbacks=run_state.of_callbacks(self._own, self._constant),
             data=self._data_state,
             logs=_numbers(logs),
         )

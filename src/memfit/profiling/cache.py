@@ -74,6 +74,7 @@ def key(model: Any, spec: Any, split: Split | None, kind: str, backend: Backend)
         repr(spec),
         repr(split),
         repr(keras_seam.remat_of(model)),
+        repr(keras_seam.precision_of(model)),
         kind,
         backend.name,
         getattr(sys.modules.get(backend.name), "__version__", ""),
@@ -148,5 +149,8 @@ def _description(model: Any) -> str | None:
         text = json.dumps(document, sort_keys=True, default=str)
     except (TypeError, ValueError, OSError, NotImplementedError, AttributeError, RecursionError):
         return None
-    variables = [(v.path, tuple(v.shape), v.dtype, v.trainable) for v in (*model.variables, *model.optimizer.variables)]
+    variables = [
+        (v.path, tuple(v.shape), v.dtype, v.trainable)
+        for v in (*model.variables, *keras_seam.optimizer_variables(model))
+    ]
     return _SEPARATE.join([text, repr(variables), *sources])

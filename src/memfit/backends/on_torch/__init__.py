@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-from memfit.backends.on_torch import analysis, memory, oom, remat, step
-from memfit.backends.protocol import PureFunction, StepKind
+from memfit.backends.around import Around, Wrapper
+from memfit.backends.half_precision import HalfPrecision
+from memfit.backends.on_torch import analysis, bound, memory, oom, precision, remat, slots, step
+from memfit.backends.on_torch.around import TorchAround
+from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
 
@@ -14,9 +18,13 @@ class _Torch:
     """``backends.protocol.Backend``, answered by the modules of this folder."""
 
     name = "torch"
+    survives_on_host = True
 
     def device_memory(self) -> DeviceMemory | None:
         return memory.device_memory()
+
+    def bounded_device(self, limit_bytes: int | None) -> AbstractContextManager[str | None]:
+        return bound.bounded_device(limit_bytes)
 
     def release(self) -> None:
         memory.release()
@@ -30,6 +38,9 @@ class _Torch:
     def attach(self, model: Any, split: Split | None) -> Callable[[], None]:
         return step.attach(model, split)
 
+    def around(self, model: Any, kind: StepKind, wrapper: Wrapper) -> Around:
+        return TorchAround(model, kind, wrapper)
+
     def gradients(self, model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
         return step.gradients(model, batch, split)
 
@@ -39,8 +50,17 @@ class _Torch:
     def fresh_train_function(self, model: Any) -> Any | None:
         return None
 
+    def half_precision(self) -> HalfPrecision:
+        return precision.of_devices()
+
     def step_costs(self) -> StepCosts:
-        return StepCosts(part=0.018, recomputation=0.55)
+        return StepCosts(recomputation=0.55, part_seconds=1e-3, layer_seconds=2e-4, efficiency=0.5)
+
+    def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> Any:
+        return slots.update_in_chunks(update, gradient, chunks, after=after)
+
+    def hold(self, variable: Any, value: Any) -> None:
+        slots.hold(variable, value)
 
     def pass_over(self, arguments: tuple[Any, ...], num_batches: int, logs: Any) -> Any:
         return logs  # the batches were drawn before the call
