@@ -59,7 +59,7 @@ def main() -> None:
         found += [*trained.get_weights(), np.array(history.history["loss"]), np.random.rand()]
     np.savez(OUT, *found)
     print("done", flush=True)
-    sys.exit(3)
+    sys.exit(0 if WAY == "waits" else 3)
 
 
 if __name__ == "__main__":

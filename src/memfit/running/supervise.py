@@ -40,7 +40,7 @@ class Job:
     Attributes:
         command: The script and its arguments, or "-m", a module and its arguments.
         options: Of ``memfit.protect``, as JSON values.
-        folder: For the session, kept when the script is ended from outside; None for one of this process' own.
+        folder: For the session, kept until the script has ended with 0; None for one of this process' own.
         max_restarts: How often the script is started again at most.
     """
 
@@ -67,7 +67,7 @@ def supervise(job: Job) -> int:
     finally:
         if own:
             shutil.rmtree(folder, ignore_errors=True)
-    if not own and -ending.code not in _AS_THEMSELVES and ending.code not in restarts.BY_MEMORY:
+    if not own and ending.code == 0:
         _remove(folder)
     if -ending.code in _AS_THEMSELVES:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [-ending.code])
