@@ -7,21 +7,23 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
 
-from memfit import backends, budgeting, deciding
+from memfit import backends, budgeting, deciding, isolating
 from memfit.arranging import Decision, Request
 from memfit.backends import keras_seam
 from memfit.backends.around import Around
 from memfit.backends.protocol import Backend
 from memfit.budgeting import device
-from memfit.errors import DoesNotFitError, OutOfMemoryError
+from memfit.errors import ArgumentError, DoesNotFitError, OutOfMemoryError
 from memfit.executing import arguments as fit_arguments_of
 from memfit.executing import feeding
 from memfit.executing.forward import ForwardStep
-from memfit.guarding import recover
+from memfit.guarding import interception, recover, session
+from memfit.guarding import keeping as keeping_of
 from memfit.guarding.attention import Attention
 from memfit.guarding.watch import Watcher
 from memfit.levers.arranged import Arranged
@@ -38,6 +40,8 @@ def fit(
     allow: Collection[str] = (),
     micro_batch_size: int | None = None,
     probe: bool | None = None,
+    snapshots: Any = None,
+    isolate: bool = False,
     **fit_arguments: Any,
 ) -> Any:
     """Trains a compiled Keras model as ``model.fit`` does, within the memory that is there.
@@ -58,6 +62,10 @@ def fit(
         micro_batch_size: Samples of a part, set by hand instead of by a plan; exact all the same.
         probe: Whether a trial in a child process confirms the plan, and corrects it; seconds to a minute. None: only where
             the analysis of the step is weak. On an accelerator the first step itself is the trial.
+        snapshots: A folder. The run is kept there at a cost of 1 % of its time; the same call after a kill goes on at the
+            very batch. Removed when the run has ended.
+        isolate: Whether to train in a worker process: if the kernel kills it this process lives, and the training goes on
+            with a smaller plan. Callbacks run in the worker; their counters and lists come back, what they open does not.
         **fit_arguments: Everything else that ``model.fit`` takes.
 
     Returns:
@@ -68,6 +76,8 @@ def fit(
         BudgetError: The budget is not positive, cannot be read, or is more than the machine has.
         DoesNotFitError: No plan fits the budget; raised before any training.
         OutOfMemoryError: Training ran out of memory and no smaller plan was left.
+        SnapshotError: The snapshots in the folder are of another model, call or version, or cannot be read.
+        WorkerError: With ``isolate``: the model or an argument cannot be sent, or the worker ended without a result.
 
     Example:
         >>> import keras, numpy as np, memfit
@@ -78,12 +88,65 @@ def fit(
         >>> history.memfit.plan.num_parts
         4
     """
-    log = _Log()
+    keeping = keeping_of.checked(snapshots)
     asked = _Asked(budget, plan, allow, micro_batch_size, probe)
-    with backends.current().bounded_device(budgeting.asked_device_bytes(budget)) as bound:
+    supervisor = session.current()
+    with interception.suspended():
+        if isolate:
+            return _fit_isolated(model, args, fit_arguments, asked, keeping)
+        if supervisor is None:
+            return _fit(model, args, fit_arguments, asked, keeping)
+        with supervisor.entered() as call:
+            if call is None:
+                return _fit(model, args, fit_arguments, asked, keeping)
+            run = functools.partial(_fit_supervised, model, args, fit_arguments, asked, call)
+            return session.supervised(supervisor, call, run)
+
+
+def _fit_isolated(
+    model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, keeping: keeping_of.Keeping | None
+) -> Any:
+    """In a worker, which supervises itself by the snapshots of its session."""
+    if keeping is not None:
+        raise ArgumentError(
+            f"A worker keeps its own snapshots. Received: isolate=True and snapshots={str(keeping.folder)!r}. Leave one out."
+        )
+    fit_arguments_of.check_model(model)
+    found, arguments = batches_of.described(fit_arguments_of.bound(model, args, given))
+    if not keras_seam.is_built(model) and found.spec is not None:
+        deciding.build(model, found.spec)
+        if found.num_samples is not None:
+            _keep_order(arguments, found)
+    return isolating.fit(model, arguments, {**vars(asked)}, backends.current())
+
+
+def _fit_supervised(
+    model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, call: Path, limit: session.Limit
+) -> Any:
+    """One call of a script under ``memfit run``: nothing is done where an earlier process has done it."""
+    keeping = keeping_of.Keeping(call, completes=True)
+    fit_arguments_of.check_model(model)
+    history = keeping_of.completed(model, fit_arguments_of.bound(model, args, given), keeping)
+    if history is not None:
+        history.memfit = session.report(call)
+        return history
+    if limit.budget is not None:
+        allowed = budgeting.budget(asked.budget, backend=backends.current())
+        asked = dataclasses.replace(asked, budget=min(limit.budget, allowed.limiting_bytes))
+    if limit.micro_batch_size is not None and asked.plan is None:
+        own = asked.micro_batch_size or limit.micro_batch_size
+        asked = dataclasses.replace(asked, micro_batch_size=min(own, limit.micro_batch_size))
+    return _fit(model, args, given, asked, keeping)
+
+
+def _fit(
+    model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, keeping: keeping_of.Keeping | None
+) -> Any:
+    log = _Log()
+    with backends.current().bounded_device(budgeting.asked_device_bytes(asked.budget)) as bound:
         if bound is not None:
             log.add("device", bound)
-        return _fitted(model, _prepared(model, args, fit_arguments, asked, log), log)
+        return _fitted(model, _prepared(model, args, given, asked, log), keeping, log)
 
 
 def plan(
@@ -241,7 +304,7 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
     return _Prepared(decision, arguments, backend, shrink)
 
 
-def _fitted(model: Any, prepared: _Prepared, log: _Log) -> Any:
+def _fitted(model: Any, prepared: _Prepared, keeping: keeping_of.Keeping | None, log: _Log) -> Any:
     """Trains as it was decided; gives Keras' History with the report."""
     decision = prepared.decision
     arguments, feed_reason = feeding.streamed(prepared.arguments)
@@ -252,7 +315,13 @@ def _fitted(model: Any, prepared: _Prepared, log: _Log) -> Any:
     say(decision.plan.summary, quiet=quiet)
     log.add("plan", str(decision.plan))
     planned = log.seconds
-    with Watcher(prepared.backend) as watcher:
+    if keeping is not None and keeping.completes:
+        session.note_plan(keeping.folder, decision.plan)
+    tell = functools.partial(log.add, "snapshot")
+    with (
+        Watcher(prepared.backend) as watcher,
+        keeping_of.kept(model, arguments, keeping, backend=prepared.backend, tell=tell) as arguments,
+    ):
         prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
         history, decision = _executed(model, prepared, watcher, log)
     if prepared.backend.device_memory() is not None:

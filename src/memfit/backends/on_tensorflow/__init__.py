@@ -65,5 +65,11 @@ class _TensorFlow:
     def export_litert(self, model: Any, path: str) -> None:
         litert.export(model, path)
 
+    def pass_over(self, arguments: tuple[Any, ...], num_batches: int, logs: Any) -> Any:
+        (iterator,) = arguments
+        for _ in range(num_batches):
+            next(iterator)
+        return logs
+
 
 backend = _TensorFlow()
