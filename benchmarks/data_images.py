@@ -206,7 +206,7 @@ def serve(name: str, folder: str, workers: int, augment: bool) -> None:
     """A child: one pass for each line of its input; answers with seconds, images and the peak of anonymous bytes."""
     answers, sys.stdout = sys.stdout, sys.stderr
     passes = CONTENDERS[name][0](folder, workers, augment)
-    before = _anonymous_bytes()
+    before = _anonymous_bytes(_processes())
     for _ in sys.stdin:
         peak = _Peak()
         start, cpu_start = time.perf_counter(), _cpu_seconds()
@@ -226,28 +226,35 @@ class _Peak:
 
     def __init__(self) -> None:
         self._most = 0
+        # Listed once, since looking for children costs as much as decoding some images; those of the first pass stay.
+        self._processes = _processes()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample)
         self._thread.start()
 
     def _sample(self) -> None:
         while not self._stopped.wait(0.05):
-            self._most = max(self._most, _anonymous_bytes())
+            self._most = max(self._most, _anonymous_bytes(self._processes))
 
     def stop(self) -> int:
         self._stopped.set()
         self._thread.join()
-        return max(self._most, _anonymous_bytes())
+        return max(self._most, _anonymous_bytes(_processes()))
 
 
-def _anonymous_bytes() -> int:
+def _processes() -> list[psutil.Process]:
     own = psutil.Process()
+    return [own, *own.children(recursive=True)]
+
+
+def _anonymous_bytes(processes: list[psutil.Process]) -> int:
     total = 0
-    for process in (own, *own.children(recursive=True)):
+    for process in processes:
         try:
-            memory = process.memory_info()
             # A forked child shares most of its anonymous pages: only what is its own counts.
-            total += memory.rss - memory.shared if process == own else process.memory_full_info().uss
+            own = process.pid == os.getpid()
+            memory = process.memory_info()
+            total += memory.rss - memory.shared if own else process.memory_full_info().uss
         except psutil.Error:
             continue
     return total
@@ -255,8 +262,7 @@ def _anonymous_bytes() -> int:
 
 def _cpu_seconds() -> float:
     """Processor seconds of this process and its living children."""
-    own = psutil.Process()
-    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    times = [process.cpu_times() for process in _processes()]
     return sum(each.user + each.system for each in times)
 
 

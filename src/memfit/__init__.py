@@ -10,18 +10,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memfit import data, errors, records
+    from memfit import data, errors, records, shrink
+    from memfit.evaluating import evaluate, predict
     from memfit.fitting import budget, fit, plan, profile
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "budget", "data", "errors", "fit", "plan", "profile", "records"]
+__all__ = [
+    "__version__",
+    "budget",
+    "data",
+    "errors",
+    "evaluate",
+    "fit",
+    "plan",
+    "predict",
+    "profile",
+    "records",
+    "shrink",
+]
 
+_EVALUATING = ("evaluate", "predict")
 _FITTING = ("budget", "fit", "plan", "profile")
-_MODULES = ("data", "errors", "records")
+_MODULES = ("data", "errors", "records", "shrink")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _EVALUATING:
+        return getattr(importlib.import_module("memfit.evaluating"), name)
     if name in _FITTING:
         return getattr(importlib.import_module("memfit.fitting"), name)
     if name in _MODULES:

@@ -18,7 +18,7 @@ from memfit.profiling.batches import Batches
 from memfit.profiling.rate import matrix_rate
 from memfit.records import Budget, Estimate, Levers, Plan, Profile, Remat, Split
 from memfit.reporting.console import shown
-from memfit.units import text
+from memfit.units import MIB, text
 
 _WORTH = 0.02
 """A further option is analysed where it may save this share of a step's time."""
@@ -33,6 +33,11 @@ _UNKNOWN_PART = 0.02
 
 _TEST_SHARE = 0.25
 """Of the room that is left, what a step of a tiny batch may take: a test holds two steps' results and what runs them."""
+
+_SAFE_TEST = 6
+"""Rooms of so many times the gradients, and of the bytes below, are enough to test the model in."""
+
+_SAFE_ROOM = 192 * MIB
 
 _OPTIMISM = 0.75
 """Of what a lever is guessed to leave of a step; what even this puts above the budget is not analysed."""
@@ -109,7 +114,8 @@ class Arrangements:
         ceiling = budget.limiting_bytes if ceiling is None else ceiling
         whole = self.prediction.peak(None)
         profile = self.prediction.profile(whole)
-        validation = self.prediction.validation_batch_size(batch_size, ceiling)
+        fits, _ = self.prediction.forward_batch_size("test", batch_size, ceiling)
+        validation = None if fits >= batch_size else max(1, fits)
         if whole.upper <= ceiling:
             reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
             plan = planner.plain(self._batches.batch_size, budget, whole, reason)
@@ -124,6 +130,7 @@ class Arrangements:
     def _under(self, ceiling: int, whole: Estimate, profile: Profile) -> tuple[Plan, Split | None]:
         """The plan under a ceiling that the plain step is above, and its split."""
         batch_size, part_time = self._batches.batch_size or 1, self._part_time()
+        self._refuse_untested(ceiling, profile)
         while True:
             search = fastest.search(
                 self._options(),
@@ -148,6 +155,28 @@ class Arrangements:
             plan = plan.because("what was allowed was pulled, so that the result is not that of model.fit to rounding")
         exact = plan.levers.exact and (split is None or self.separability().split is not None)
         return dataclasses.replace(plan, exact=exact), split
+
+    def _refuse_untested(self, ceiling: int, profile: Profile) -> None:
+        """Says no before anything runs on the model, where the room is small and not even single samples would fit.
+
+        The tests of separability and of the plan hold two or three times the gradients: under a budget that allows no plan
+        they would be what the process is killed for.
+
+        Raises:
+            DoesNotFitError: The smallest arrangement, were it exact, would not fit.
+        """
+        if ceiling - self.prediction.idle() > _SAFE_TEST * profile.gradients + _SAFE_ROOM:
+            return
+        options = sorted(self._options(), key=lambda option: option.time)
+        least = min(
+            (
+                Found(option, 1, self.prediction.peak(Split(1), option.key), option.time)
+                for option in (options[0], options[-1])
+            ),
+            key=lambda found: found.peak.upper,
+        )
+        if least.peak.upper > ceiling:
+            raise DoesNotFitError(self._refusal(least, ceiling, profile, tested=False))
 
     def _part_time(self) -> float:
         """What each part after the first adds to the time of a step, relative to the plain step."""
@@ -221,21 +250,21 @@ class Arrangements:
         with shown("comparing the plan with the plain step on a tiny batch", quiet=self._request.quiet):
             return verified(self._model, sample, found.option.key, split, backend=self._backend)
 
-    def _could_allow(self, ceiling: int) -> tuple[str, ...]:
+    def _could_allow(self, ceiling: int, *, tested: bool = True) -> tuple[str, ...]:
         """What the user could allow to go faster or to need less, and why what is allowed was not pulled."""
         asked = self._model, self._batches.spec, self._request.allow, self._backend
         sentences = [*allowed.refused(*asked), *allowed.proposed(*asked, ceiling=ceiling)]
-        if not self._may_split and (self._batches.batch_size or 1) > 1:
+        if tested and not self._may_split and (self._batches.batch_size or 1) > 1:
             sentences.append(
                 f"the batch was not split: {self.separability().reason}; "
                 'allow={"inexact_micro_batch"} splits it all the same, with statistics of each part'
             )
         return tuple(sentences)
 
-    def _refusal(self, smallest: Found[Levers], ceiling: int, profile: Profile) -> str:
+    def _refusal(self, smallest: Found[Levers], ceiling: int, profile: Profile, *, tested: bool = True) -> str:
         batch_size = self._batches.batch_size or 1
         sentences = [planner.refusal(smallest, batch_size, ceiling), *self._dropped]
-        sentences += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in self._could_allow(ceiling)]
+        sentences += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in self._could_allow(ceiling, tested=tested)]
         blocked = remat.blocked_reason(self._model)
         if blocked is not None:
             sentences.append(f"Nothing can be recomputed: {blocked}.")

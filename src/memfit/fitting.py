@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import gc
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
+
+import keras
 
 from memfit import backends, budgeting, deciding
 from memfit.arranging import Decision, Request
 from memfit.backends import keras_seam
+from memfit.backends.around import Around
 from memfit.backends.protocol import Backend
-from memfit.errors import OutOfMemoryError
+from memfit.budgeting import device
+from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.executing import arguments as fit_arguments_of
 from memfit.executing import feeding
-from memfit.executing.attached import attached
-from memfit.guarding.recover import Checkpoint, FirstStep
+from memfit.executing.forward import ForwardStep
+from memfit.guarding import recover
+from memfit.guarding.attention import Attention
 from memfit.guarding.watch import Watcher
-from memfit.levers.pulled import pulled
+from memfit.levers.arranged import Arranged
 from memfit.profiling import batches as batches_of
 from memfit.records import Budget, Event, Plan, Profile, RunReport
 from memfit.reporting.console import say
@@ -74,23 +79,11 @@ def fit(
         4
     """
     log = _Log()
-    prepared = _prepared(model, args, fit_arguments, _Asked(budget, plan, allow, micro_batch_size, probe), log)
-    decision = prepared.decision
-    arguments, feed_reason = feeding.streamed(prepared.arguments)
-    if feed_reason is not None:
-        streamed_plan = dataclasses.replace(decision.plan.because(feed_reason), streamed=True)
-        decision = dataclasses.replace(decision, plan=streamed_plan)
-    quiet = arguments.get("verbose") == 0
-    say(decision.plan.summary, quiet=quiet)
-    log.add("plan", str(decision.plan))
-    planned = log.seconds
-    with Watcher(prepared.backend) as watcher:
-        prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
-        history, decision = _executed(model, prepared, log)
-    report = RunReport(decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned)
-    if history is not None:
-        history.memfit = report
-    return history
+    asked = _Asked(budget, plan, allow, micro_batch_size, probe)
+    with backends.current().bounded_device(budgeting.asked_device_bytes(budget)) as bound:
+        if bound is not None:
+            log.add("device", bound)
+        return _fitted(model, _prepared(model, args, fit_arguments, asked, log), log)
 
 
 def plan(
@@ -248,6 +241,28 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
     return _Prepared(decision, arguments, backend, shrink)
 
 
+def _fitted(model: Any, prepared: _Prepared, log: _Log) -> Any:
+    """Trains as it was decided; gives Keras' History with the report."""
+    decision = prepared.decision
+    arguments, feed_reason = feeding.streamed(prepared.arguments)
+    if feed_reason is not None:
+        streamed_plan = dataclasses.replace(decision.plan.because(feed_reason), streamed=True)
+        decision = dataclasses.replace(decision, plan=streamed_plan)
+    quiet = arguments.get("verbose") == 0
+    say(decision.plan.summary, quiet=quiet)
+    log.add("plan", str(decision.plan))
+    planned = log.seconds
+    with Watcher(prepared.backend) as watcher:
+        prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
+        history, decision = _executed(model, prepared, watcher, log)
+    if prepared.backend.device_memory() is not None:
+        prepared.backend.release()
+    report = RunReport(decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned)
+    if history is not None:
+        history.memfit = report
+    return history
+
+
 def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:
     """memfit has built the model, which ``fit`` would have done after one draw for the order of the samples."""
     share = arguments.get("validation_split") or 0.0
@@ -259,49 +274,118 @@ def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:
     )
 
 
-def _executed(model: Any, prepared: _Prepared, log: _Log) -> tuple[Any, Decision]:
-    """Runs ``model.fit`` with the plan; a first step that runs out of device memory is rolled back and tried smaller."""
-    backend, decision = prepared.backend, prepared.decision
-    while True:
-        first = FirstStep(Checkpoint(model)) if backend.device_memory() is not None else None
+def _executed(model: Any, prepared: _Prepared, watcher: Watcher, log: _Log) -> tuple[Any, Decision]:
+    """Runs ``model.fit`` with the plan; where the framework allows it, a step that runs out of memory is tried smaller."""
+    with Arranged(model, prepared.backend) as arranged:
+        run = _Run(model, prepared, arranged, log)
         try:
-            with (
-                pulled(model, decision.plan.levers, backend, trains=True),
-                attached(model, decision.split, backend, analysed=decision.profile is not None),
-            ):
-                return model.fit(**_with_callback(prepared.arguments, first)), decision
+            attention = Attention(watcher, prepared.backend, smaller=run.put_smaller, log=log.add)
+            with run.recovering(), _also_called(prepared.arguments, attention) as arguments:
+                return model.fit(**arguments), run.decision
+        except OutOfMemoryError:
+            raise
         except Exception as error:
-            if not backend.is_out_of_memory(error):
+            if not prepared.backend.is_out_of_memory(error):
                 raise
             failure = f"{type(error).__name__}: {str(error)[:300]}"
-            if first is None or first.checkpoint is None:
-                raise OutOfMemoryError(_out_of_memory_text(decision, failure)) from error
-        # Outside the except clause the traceback, and the failed step's tensors with it, are gone.
-        log.add("out of memory", failure)
-        gc.collect()
-        backend.release()
-        first.checkpoint.restore()
-        smaller = prepared.shrink(decision)
+            raise OutOfMemoryError(_out_of_memory_text(run.decision, failure, prepared.backend)) from error
+
+
+class _Run:
+    """One run's decision, and what makes it smaller."""
+
+    def __init__(self, model: Any, prepared: _Prepared, arranged: Arranged, log: _Log) -> None:
+        self.decision = prepared.decision
+        self._model = model
+        self._prepared = prepared
+        self._arranged = arranged
+        self._log = log
+        self._around: Around | None = None
+        self._put(self.decision)
+
+    @contextlib.contextmanager
+    def recovering(self) -> Iterator[None]:
+        """Inside, training and validation steps that run out of memory are tried again smaller, where that is possible."""
+        backend = self._prepared.backend
+        if not recover.survives(backend) or keras_seam.is_distributed(self._model):
+            yield
+            return
+        recovery = recover.Recovery(backend, shrink=self._shrink, log=self._log.add)
+        validation = ForwardStep(self._model, backend, most=None, collected=None)
+        self._around = recovery.around = around_train = backend.around(self._model, "train", recovery)
+        arounds = [around_train]
+        if self._prepared.arguments.get("validation_data") is not None or self._prepared.arguments.get(
+            "validation_split"
+        ):
+            arounds.append(backend.around(self._model, "test", validation))
+        try:
+            yield
+        except BaseException:
+            around_train.rescue()
+            raise
+        finally:
+            self._around = None
+            for around in reversed(arounds):
+                around.take_off()
+            for failure in validation.failures:
+                self._log.add("out of memory", f"in validation, which went on in smaller parts: {failure}")
+
+    def _put(self, decision: Decision) -> None:
+        self._arranged.put(decision.plan.levers, decision.split, analysed=decision.profile is not None)
+        self.decision = decision
+
+    def put_smaller(self, reason: str) -> bool:
+        """Puts a smaller plan on the model, between two of its steps or inside one that failed; False where there is none."""
+        smaller: Decision | None = None
+
+        def change() -> None:
+            nonlocal smaller
+            self._arranged.take_off()
+            try:
+                smaller = self._prepared.shrink(self.decision)
+            except Exception as error:
+                # Planning takes memory itself, just where there is little.
+                if not isinstance(error, DoesNotFitError) and not self._prepared.backend.is_out_of_memory(error):
+                    raise
+            self._put(smaller or self.decision)
+
+        if self._around is not None:
+            self._around.exchange(change)
+        else:
+            keras_seam.sync_state(self._model)
+            change()
         if smaller is None:
-            raise OutOfMemoryError(_out_of_memory_text(decision, failure))
-        decision = smaller
-        log.add("retry", decision.plan.summary)
+            return False
+        self._log.add("retry", f"{self.decision.plan.summary} ({reason})")
+        return True
+
+    def _shrink(self, failure: str) -> None:
+        if not self.put_smaller(failure):
+            raise OutOfMemoryError(_out_of_memory_text(self.decision, failure, self._prepared.backend))
 
 
-def _with_callback(arguments: dict[str, Any], first: FirstStep | None) -> dict[str, Any]:
-    if first is None:
-        return arguments
+@contextlib.contextmanager
+def _also_called(arguments: dict[str, Any], callback: Any) -> Iterator[dict[str, Any]]:
+    """The arguments of ``fit`` with one callback more; a ``CallbackList`` of the user's is afterwards as it was."""
     callbacks = arguments.get("callbacks")
-    if callbacks is not None and not isinstance(callbacks, (list, tuple)):
-        callbacks.append(first)  # a keras.callbacks.CallbackList of the user's
-        return arguments
-    return {**arguments, "callbacks": [*(callbacks or []), first]}
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        given = callbacks if isinstance(callbacks, (list, tuple)) else [] if callbacks is None else [callbacks]
+        yield {**arguments, "callbacks": [*given, callback]}
+        return
+    callback.set_model(callbacks.model)
+    callbacks.callbacks.append(callback)
+    try:
+        yield arguments
+    finally:
+        callbacks.callbacks.remove(callback)
 
 
-def _out_of_memory_text(decision: Decision, failure: str) -> str:
+def _out_of_memory_text(decision: Decision, failure: str, backend: Backend) -> str:
     plan = decision.plan
+    others = device.others_text(backend.device_memory())
     predicted = "" if plan.peak is None else f" The plan predicted a peak of {plan.peak}."
     return (
-        f"Training ran out of memory with {plan.summary.removeprefix('memfit: ')} ({failure}).{predicted} "
-        "Pass a smaller `budget`, or a smaller `micro_batch_size` by hand, and start again from your last checkpoint."
+        f"Training ran out of memory with {plan.summary.removeprefix('memfit: ')} ({failure}).{predicted}"
+        f"{others and ' '}{others} Pass a smaller `budget`, or a smaller `micro_batch_size` by hand, and start again from "
+        "your last checkpoint."
     )

@@ -136,25 +136,34 @@ class Predictions:
         """What the process will hold between steps, margin included."""
         return self._on_top_of_base(Estimate(0, 0, "")).upper
 
-    def validation_batch_size(self, batch_size: int, ceiling: int) -> int | None:
-        """A smaller batch for validation where a whole one would not fit; None to leave it.
+    def forward_batch_size(self, kind: StepKind, batch_size: int, ceiling: int) -> tuple[int, Estimate | None]:
+        """The largest batch of a step without gradients that fits, up to a size; 0 where not even one sample does.
 
         Where shapes alone say that it is far from the ceiling, the step is not analysed.
+
+        Args:
+            kind: "test" or "predict".
+            batch_size: The largest batch that is wanted.
+            ceiling: Bytes that the peak may reach, margin included.
+
+        Returns:
+            The size, and the peak there (of the smallest batch where nothing fits); None where it was not analysed.
         """
-        forward = _FORWARD_FACTOR * sum(layer.bytes for layer in self._outputs[:2]) + self._held.inputs
+        share = batch_size / keras_seam.flatten(self._spec)[0].shape[0]
+        forward = int(share * (_FORWARD_FACTOR * sum(layer.bytes for layer in self._outputs[:2]) + self._held.inputs))
         idle = self.idle()
         if idle + 2 * forward <= ceiling:
-            return None
-        whole = self.other_peak("test", batch_size)
+            return batch_size, None
+        whole = self.other_peak(kind, batch_size)
         if whole is None:
             room = max(0, ceiling - idle)
-            return None if forward <= room else max(1, int(batch_size * room / forward))
+            return (batch_size if forward <= room else max(1, int(batch_size * room / forward))), None
         if whole.upper <= ceiling:
-            return None
-        size, _ = largest_micro_batch(
-            batch_size, lambda size: self.other_peak("test", size) or whole, ceiling, whole=whole
+            return batch_size, whole
+        size, peak = largest_micro_batch(
+            batch_size, lambda size: self.other_peak(kind, size) or whole, ceiling, whole=whole
         )
-        return size or 1
+        return size or 0, peak
 
     def _shape_step(self, split: Split | None) -> Estimate:
         """A step from shapes: what the crude bound says of a part, with half of it as the margin."""

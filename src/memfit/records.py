@@ -335,7 +335,8 @@ class Event:
 
     Attributes:
         seconds: Since the call of ``fit``.
-        kind: "budget", "analysis", "separability", "plan", "out of memory", "retry", "note".
+        kind: "budget", "analysis", "separability", "plan", "out of memory", "retry", "pressure", "leak",
+            "device", "note".
         message: The sentence that a person reads.
     """
 

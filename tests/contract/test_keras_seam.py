@@ -279,3 +279,18 @@ def test_describing_and_predicting_a_model_does_not_import_tensorflow() -> None:
         "assert 'tensorflow' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_loops_call_what_stands_on_the_model_and_jax_state_can_be_synced() -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    for kind in ("train", "test", "predict"):
+        assert hasattr(model, f"{kind}_function"), gone(f"Trainer.{kind}_function")
+        assert callable(getattr(model, f"make_{kind}_function")), gone(f"Trainer.make_{kind}_function")
+    assert hasattr(model, "jax_state_sync") == (keras.backend.backend() == "jax"), gone("JAXTrainer.jax_state_sync")
+    assert keras_seam.raw_value(model.variables[0]) is not None, gone("Variable._value")
+    assert keras_seam.has_weights(model), gone("Layer._flatten_layers")
+
+
+def test_outputs_of_a_prediction_are_known_from_shapes() -> None:
+    model = keras.Model(x := keras.Input((3,)), {"a": keras.layers.Dense(2)(x), "b": x})
+    assert keras_seam.output_specs(model, TensorSpec((5, 3), "float32")) == [((5, 2), "float32"), ((5, 3), "float32")]

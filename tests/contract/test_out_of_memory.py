@@ -37,10 +37,18 @@ def jax_errors() -> tuple[list[Any], list[Any]]:
     real = [
         error("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."),
         error("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes."),
+        error("INTERNAL: Failed to allocate 25165824 bytes for new constant: CUDA_ERROR_OUT_OF_MEMORY: out of memory"),
+        error("INTERNAL: CUBLAS_STATUS_ALLOC_FAILED"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4294967296 bytes."),
     ]
     alike = [
         error("INVALID_ARGUMENT: Executable expected shape f32[32] but got f32[16]"),
         error("RESOURCE_EXHAUSTED: Received message larger than max (5000000 vs. 4194304)"),
+        error("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20.5M of 16.0M vmem."),
+        error(
+            "RESOURCE_EXHAUSTED: shared memory size limit exceeded, requested 264192, available: 232448: out of memory"
+        ),
+        RuntimeError("the label of row 3 is: RESOURCE_EXHAUSTED: Out of memory"),
     ]
     return real, alike
 
@@ -54,10 +62,24 @@ def torch_errors() -> tuple[list[Any], list[Any]]:
             "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
             "allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)"
         ),
+        RuntimeError(
+            "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"
+        ),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(
+            "MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1.12 GB, max allowed: 9.07 GB)."
+        ),
     ]
     alike = [
         RuntimeError("mat1 and mat2 shapes cannot be multiplied (32x5 and 6x2)"),
         RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError(
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
+        ),
+        RuntimeError(
+            "out of resource: shared memory, Required: 147456, Hardware limit: 101376. Reducing block sizes may help"
+        ),
+        RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
     ]
     return real, alike
 

@@ -10,7 +10,7 @@ FRAMEWORKS = ("tensorflow", "jax", "torch", "keras")
 
 def test_importing_memfit_imports_no_framework() -> None:
     code = (
-        "import sys, memfit, memfit.records, memfit.budgeting, memfit.data, memfit.cli, memfit.backends, "
+        "import sys, memfit, memfit.records, memfit.budgeting, memfit.data, memfit.shrink, memfit.cli, memfit.backends, "
         "memfit.backends.simulated, memfit.planning.planner, memfit.guarding.watch, memfit.probing.capped\n"
         f"print([name for name in {FRAMEWORKS} if name in sys.modules])"
     )
@@ -21,5 +21,17 @@ def test_importing_memfit_imports_no_framework() -> None:
 def test_the_public_names_are_these() -> None:
     import memfit
 
-    assert memfit.__all__ == ["__version__", "budget", "data", "errors", "fit", "plan", "profile", "records"]
+    assert memfit.__all__ == [
+        "__version__",
+        "budget",
+        "data",
+        "errors",
+        "evaluate",
+        "fit",
+        "plan",
+        "predict",
+        "profile",
+        "records",
+        "shrink",
+    ]
     assert set(memfit.__all__) <= set(dir(memfit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 
 
@@ -20,3 +21,12 @@ def links(error: BaseException) -> Iterator[BaseException]:
             waiting.append(link.__context__)
         if isinstance(link, BaseExceptionGroup):
             waiting.extend(link.exceptions)
+
+
+def drop_frames(error: BaseException) -> None:
+    """Empties the frames that an error and all that it came from passed through: their tensors are let go.
+
+    A failed attempt otherwise lives as long as anything holds its error: a notebook's last error, a logger, a debugger.
+    """
+    for link in links(error):
+        traceback.clear_frames(link.__traceback__)

@@ -53,6 +53,18 @@ def replaced_values(variables: list[Any], values: list[Any]) -> Iterator[None]:
             variable._value = value
 
 
+def sync_state(model: Any) -> None:
+    """Inside a callback: gives the variables their present values, which Keras' JAX loop holds elsewhere meanwhile."""
+    sync = getattr(model, "jax_state_sync", None)
+    if sync is not None:
+        sync()
+
+
+def raw_value(variable: Any) -> Any | None:
+    """The tensor that a variable holds; None where Keras' JAX loops have taken it out."""
+    return variable._value
+
+
 def overrides(model: Any, method: str) -> bool:
     """Whether the user's class, not Keras, defines a method of the model."""
     owner = next(cls for cls in type(model).__mro__ if method in vars(cls))
@@ -179,6 +191,12 @@ def is_built(model: Any) -> bool:
     return all(layer.built for layer in model._flatten_layers()) and all(p is None or p.built for p in parts)
 
 
+def optimizer_variables(model: Any) -> list[Any]:
+    """The variables of the model's optimizer; none before ``compile``."""
+    optimizer = getattr(model, "optimizer", None)
+    return [] if optimizer is None else list(optimizer.variables)
+
+
 def flat_layers(model: Any) -> list[Any]:
     """Every layer of the model, nested ones included, the model itself not."""
     return list(model._flatten_layers(include_self=False))
@@ -220,6 +238,38 @@ def symbolic_outputs(model: Any, x: Any) -> list[tuple[Any, list[tuple[int, ...]
     finally:
         keras.layers.Layer.__call__ = original
     return [(layer, [s for s in shapes if None not in s]) for layer, shapes in calls]
+
+
+def output_specs(model: Any, x: Any) -> list[tuple[tuple[int, ...], str]] | None:
+    """Shape and dtype of each output of a prediction; computes nothing. None where shapes do not tell.
+
+    Args:
+        model: A built model.
+        x: Nested structure of anything with ``shape`` and ``dtype``.
+    """
+    inputs = map_leaves(lambda spec: keras.KerasTensor(spec.shape, spec.dtype), x)
+    try:
+        outputs = keras_backend.compute_output_spec(lambda inputs: forward(model, inputs, training=False), inputs)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError):
+        return None
+    shapes = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in flatten(outputs) if hasattr(leaf, "shape")]
+    return None if any(None in shape for shape, _ in shapes) else shapes
+
+
+def build_by_call(model: Any, x: Any) -> None:
+    """Creates the weights of a model that was never called, as ``predict`` would; nothing else of it changes.
+
+    Args:
+        model: A Keras model; it need not be compiled.
+        x: A few samples.
+    """
+    with keras.StatelessScope():
+        model(map_leaves(keras.ops.convert_to_tensor, x))
+
+
+def has_weights(model: Any) -> bool:
+    """Whether every layer is built."""
+    return all(layer.built for layer in model._flatten_layers())
 
 
 @contextlib.contextmanager

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from memfit.backends.half_precision import HalfPrecision
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
+
+if TYPE_CHECKING:
+    from memfit.backends.around import Around, Wrapper
 
 StepKind = Literal["train", "test", "predict"]
 
@@ -58,8 +62,24 @@ class Backend(Protocol):
     name: str
     """The value of ``keras.backend.backend()``."""
 
+    survives_on_host: bool
+    """Whether an allocation that fails in host memory is an exception that leaves the process usable; on a device it is."""
+
     def device_memory(self) -> DeviceMemory | None:
         """The accelerator's memory as the framework sees it, or None where training lives in host memory."""
+
+    def bounded_device(self, limit_bytes: int | None) -> AbstractContextManager[str | None]:
+        """Around a run: the accelerator's memory is taken as it is needed, or up to a limit, as far as the framework lets it.
+
+        Some frameworks can be told before their first operation only. Call it before ``device_memory``, which may be that.
+
+        Args:
+            limit_bytes: What the budget sets, or None.
+
+        Returns:
+            A context manager that gives the sentence to report: what was set, or what the user must set before the process
+            starts; None where there is nothing to say.
+        """
 
     def release(self) -> None:
         """Gives cached memory back to the system, as far as the framework can."""
@@ -85,6 +105,16 @@ class Backend(Protocol):
 
         Returns:
             A function that takes it off again and leaves the model as it was.
+        """
+
+    def around(self, model: Any, kind: StepKind, wrapper: Wrapper) -> Around:
+        """Puts a function around the step of a model; ``take_off`` of the result takes it off again.
+
+        Args:
+            model: A Keras model; for "train" and "test" a compiled one.
+            kind: "train" (whatever step ``attach`` has put on), "test" or "predict".
+            wrapper: Called with the step and a batch in the step's place, and may call it on parts of the batch, or again
+                after a failure: a "test" or "predict" step that fails leaves the state that it was given.
         """
 
     def gradients(self, model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
@@ -136,4 +166,11 @@ class Backend(Protocol):
         """Puts an array of any shape in the place of what a Keras variable holds, which is freed.
 
         An empty one makes room while nobody reads the variable; the variable itself, and traces that read it, stay.
+        """
+
+    def export_litert(self, model: Any, path: str) -> None:
+        """Writes a LiteRT file of a built model, its weights as int8 of dynamic range.
+
+        Raises:
+            NotImplementedError: This framework has no LiteRT converter; TensorFlow alone does.
         """

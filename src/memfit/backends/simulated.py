@@ -18,8 +18,9 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from memfit.backends.half_precision import HalfPrecision, of_compute_capability
@@ -41,6 +42,7 @@ class SimulatedBackend:
     """
 
     name = "simulated"
+    survives_on_host = False
 
     def __init__(self, total_bytes: int, *, failures: tuple[int, ...] = (), prediction_error: float = 1.0) -> None:
         self.total_bytes = total_bytes
@@ -55,6 +57,14 @@ class SimulatedBackend:
 
     def release(self) -> None:
         self.releases += 1
+
+    @contextlib.contextmanager
+    def bounded_device(self, limit_bytes: int | None) -> Iterator[str | None]:
+        before, self.total_bytes = self.total_bytes, min(self.total_bytes, limit_bytes or self.total_bytes)
+        try:
+            yield None if limit_bytes is None else f"limited to {self.total_bytes} bytes"
+        finally:
+            self.total_bytes = before
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, SimulatedOutOfMemory)
@@ -71,6 +81,10 @@ class SimulatedBackend:
             model.split = previous
 
         return detach
+
+    def around(self, model: SimulatedModel, kind: StepKind, wrapper: Callable[..., Any]) -> SimulatedAround:
+        """Only training steps are simulated."""
+        return SimulatedAround(model, wrapper)
 
     def gradients(self, model: SimulatedModel, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
         shift = model.mixing if split is not None else 0.0
@@ -94,6 +108,9 @@ class SimulatedBackend:
     def hold(self, variable: Any, value: Any) -> None:
         raise NotImplementedError("A SimulatedModel has no variables.")
 
+    def export_litert(self, model: Any, path: str) -> None:
+        raise NotImplementedError("A simulated device makes no LiteRT files")
+
     def take(self, num_bytes: int) -> None:
         """One step that needs so many bytes."""
         step, self.steps = self.steps, self.steps + 1
@@ -112,6 +129,9 @@ class SimulatedModel:
         fixed_bytes: Gradients and whatever else does not grow with the batch.
         mixing: How far the gradient of parts is from that of the whole; 0 for a model that treats samples apart.
         split: How its step is split now.
+        tears: Whether a step that fails has begun to write weights.
+        weights: What training makes of the model: the samples that were trained, in order of the steps.
+        around: What stands around its step.
     """
 
     backend: SimulatedBackend
@@ -119,6 +139,9 @@ class SimulatedModel:
     fixed_bytes: int = 0
     mixing: float = 0.0
     split: Split | None = None
+    tears: bool = False
+    weights: tuple[int, ...] = ()
+    around: SimulatedAround | None = dataclasses.field(default=None, repr=False)
 
     def step_bytes(self, batch_size: int, split: Split | None) -> int:
         """Bytes of a step over a batch."""
@@ -132,4 +155,61 @@ class SimulatedModel:
             SimulatedOutOfMemory: A step needs more than the device has, or was scripted to fail.
         """
         for _ in range(steps):
+            if self.around is None:
+                self.step(batch_size)
+            else:
+                self.around(batch_size)
+
+    def step(self, batch_size: int) -> None:
+        """One step: takes the memory, and then its update is in the weights."""
+        try:
             self.backend.take(self.step_bytes(batch_size, self.split))
+        except SimulatedOutOfMemory:
+            if self.tears:
+                self.weights = (*self.weights, -batch_size)
+            raise
+        self.weights = (*self.weights, batch_size)
+
+
+class SimulatedAround:
+    """As ``backends.around.Around``: a function around the step of a model."""
+
+    tells_writes = False
+
+    def __init__(self, model: SimulatedModel, wrapper: Callable[..., Any]) -> None:
+        self._model = model
+        self._wrapper = wrapper
+        model.around = self
+
+    def __call__(self, batch_size: int) -> Any:
+        return self._wrapper(self._model.step, batch_size)
+
+    def signature(self, batch: int) -> int:
+        return batch
+
+    def keep(self, *, whole: bool) -> SimulatedState:
+        return SimulatedState(self._model, self._model.weights, whole)
+
+    def exchange(self, change: Callable[[], None]) -> None:
+        change()
+
+    def take_off(self) -> None:
+        self._model.around = None
+
+    def rescue(self) -> None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatedState:
+    """As ``backends.around.Kept``: without a copy, weights that were not written can be told."""
+
+    model: SimulatedModel
+    weights: tuple[int, ...]
+    whole: bool
+
+    def restore(self) -> bool:
+        if not self.whole and self.model.weights != self.weights:
+            return False
+        self.model.weights = self.weights
+        return True

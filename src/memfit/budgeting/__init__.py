@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from memfit.budgeting.decide import budget
+from memfit.budgeting.decide import asked_device_bytes, budget
 from memfit.budgeting.presets import PRESETS, Preset
 from memfit.budgeting.usage import reading
 
-__all__ = ["PRESETS", "Preset", "budget", "reading"]
+__all__ = ["PRESETS", "Preset", "asked_device_bytes", "budget", "reading"]

@@ -59,6 +59,18 @@ def budget(
     return Budget(machine.bytes, machine.source, ceiling.bytes, ceiling.source)
 
 
+def asked_device_bytes(spec: SupportsIndex | str | Budget | None) -> int | None:
+    """What a ``budget`` argument asks for on an accelerator, were there one; None where it asks for nothing.
+
+    Raises:
+        BudgetError: It is not positive or cannot be read.
+    """
+    if spec is None or isinstance(spec, Budget):
+        return None if spec is None else spec.device_bytes
+    known = preset(spec) if isinstance(spec, str) else None
+    return _bytes(spec) if known is None else known.device_bytes
+
+
 def _from_preset(known: Preset, memory: DeviceMemory | None, root: Path) -> Budget:
     wanted = Ceiling(known.host_bytes, known.source)
     _refuse_more_than(host.host_total(root=root), wanted)

@@ -104,6 +104,16 @@ def device_ceiling(memory: DeviceMemory, use: DeviceUse | None) -> Ceiling:
     return min((framework, shared), key=lambda bound: bound.bytes)
 
 
+def others_text(memory: DeviceMemory | None) -> str:
+    """Who else holds memory on the device, as a sentence; empty where nobody does or it cannot be known."""
+    use = None if memory is None else device_use(memory)
+    others = [process for process in use.others if process.bytes] if use is not None else []
+    if use is None or not others:
+        return ""
+    named = ", ".join(f"{process.name} (process {process.pid}) {units.text(process.bytes)}" for process in others[:5])
+    return f"Others hold {units.text(sum(process.bytes for process in others))} of the {use.name}: {named}."
+
+
 def _shared_source(use: DeviceUse, listed: int) -> str:
     free = f"{units.text(use.free_bytes)} of {units.text(use.total_bytes)} of {use.name} free"
     pool = "what this process holds there" if use.own_bytes is not None else "what no other listed process holds"

@@ -153,8 +153,7 @@ class ImageReader:
             if colorspace in ("CMYK", "YCCK"):
                 return None
             scale = self._jpeg_scale(rows, columns)
-            # SOF2 starts a progressive file, whose coefficients libjpeg keeps for the whole image.
-            self._note((columns, rows), jpeg=True, progressive=b"\xff\xc2" in data)
+            self._note((columns, rows), jpeg=True, progressive=_is_progressive(data))
             space = {"L": "GRAY"}.get(self._mode, self._mode)
             return self._simplejpeg.decode_jpeg(
                 data, space, min_height=-(-rows // scale), min_width=-(-columns // scale)
@@ -206,6 +205,18 @@ def finish(pixels: np.ndarray, out: np.ndarray, *, options: ImageOptions, key: t
         np.multiply(pixels, np.float32(options.rescale), out=out)
     elif pixels is not out:
         out[...] = pixels
+
+
+def _is_progressive(jpeg: bytes) -> bool:
+    """Whether libjpeg keeps the coefficients of the whole image: SOF2 starts the frame. Goes from marker to marker."""
+    position = 2
+    while position + 4 <= len(jpeg) and jpeg[position] == 0xFF:
+        marker = jpeg[position + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return marker == 0xC2
+        # Padding is one byte, any other segment as long as it says.
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(jpeg[position + 2 : position + 4])
+    return False
 
 
 def _reason(error: BaseException) -> str:

@@ -87,13 +87,18 @@ def _is_within(shape: tuple[int | None, ...], declared: tuple[int | None, ...]) 
     return len(shape) == len(declared) and all(b is None or a == b for a, b in zip(shape, declared, strict=True))
 
 
-def check_model(model: Any) -> None:
-    """Raises ArgumentError where the model is not a compiled Keras model."""
+def check_keras_model(model: Any) -> None:
+    """Raises ArgumentError where the model is not a Keras 3 model."""
     if not isinstance(model, keras.Model):
         raise ArgumentError(
             f"memfit trains Keras 3 models. Received: a {type(model).__module__}.{type(model).__qualname__}. "
             "Pass a keras.Model; with tf.keras, install Keras 3 and import keras instead."
         )
+
+
+def check_model(model: Any) -> None:
+    """Raises ArgumentError where the model is not a compiled Keras model."""
+    check_keras_model(model)
     if not model.compiled:
         raise ArgumentError(
             f"The model is not compiled. Received: {model.name!r}. Call model.compile(optimizer, loss) before memfit.fit."

@@ -1,42 +1,100 @@
-"""Rollback of a first step that ran out of device memory, so that a smaller plan can take it again.
+"""A train step that runs out of memory is undone, the plan made smaller, and the same batch goes through again.
 
-On an accelerator the first real step is the trial of the plan: a failure there is an exception and the process stays
-usable, while a child could not see the memory that this process has reserved. On a CPU nothing is kept: there the kernel
-kills, or the allocator is not to be trusted afterwards.
+It happens inside the step, as Keras' loop sees it: epoch, order of the data, callbacks and schedules go on undisturbed. It
+needs a failure that is an exception and leaves the process usable: on an accelerator, and in host memory where the
+framework says so (``Backend.survives_on_host``). Elsewhere the kernel kills, or allocators are not to be trusted after it.
+
+What undoes the step: moving averages, seeds and metrics are copied before each. PyTorch tells of each weight whether it was
+written since; mostly none was, because memory is short in the backward pass. Elsewhere weights and optimizer state are
+copied to the host before the first step with a batch of new shapes: those are the steps that may not fit. A step of shapes
+that have gone through before can fail all the same (a neighbour on the device, fragmentation). Then JAX tells whether the
+state was given away. Where the state is lost, the last copy is put back and training ends with an error that says so.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import keras
-import numpy as np
+from memfit.backends import error_chain
+from memfit.backends.protocol import Backend
+from memfit.errors import OutOfMemoryError
 
+if TYPE_CHECKING:
+    from memfit.backends.around import Around, Kept, Run
 
-class Checkpoint:
-    """A model's variables on the host, until the first step has gone through."""
-
-    def __init__(self, model: Any) -> None:
-        self._variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-        self._values = [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in self._variables]
-
-    def restore(self) -> None:
-        """Puts the values back."""
-        for variable, value in zip(self._variables, self._values, strict=True):
-            variable.assign(value)
+_SHAPES_REMEMBERED = 256
 
 
-class FirstStep(keras.callbacks.Callback):
-    """Holds the checkpoint until a first step has gone through, and lets it go then."""
+class Recovery:
+    """Called in the train step's place.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__()
-        self.checkpoint: Checkpoint | None = checkpoint
+    Args:
+        backend: The current backend.
+        shrink: Called with what was said of a failure; puts a strictly smaller plan on the model, or raises.
+        log: Called with the kind and the sentence of an event.
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self.checkpoint is None:
-            return
-        # The logs are read so that a failure of an asynchronous step shows here, not later.
-        for value in keras.tree.flatten(logs or {}):
-            float(np.asarray(keras.ops.convert_to_numpy(value)).sum())
-        self.checkpoint = None
+    Attributes:
+        around: What holds the step; set before the first.
+    """
+
+    def __init__(self, backend: Backend, *, shrink: Callable[[str], None], log: Callable[[str, str], None]) -> None:
+        self._backend = backend
+        self._shrink = shrink
+        self._log = log
+        self._seen: set[Any] = set()
+        self._last_copy: Kept | None = None
+        self._steps_since_copy = 0
+        self.around: Around | None = None
+
+    def __call__(self, run: Run, batch: Any) -> Any:
+        assert self.around is not None
+        shapes = self.around.signature(batch)
+        while True:
+            kept = self.around.keep(whole=shapes not in self._seen and not self.around.tells_writes)
+            if kept.whole:
+                self._last_copy, self._steps_since_copy = kept, 0
+            logs, failure = self._tried(run, batch)
+            if failure is None:
+                self._went_through(shapes)
+                return logs
+            self._recover(kept, failure)
+
+    def _tried(self, run: Run, batch: Any) -> tuple[Any, str | None]:
+        """The step's logs, or what was said as memory ran out: by then the attempt's tensors are let go."""
+        try:
+            return run(batch), None
+        except Exception as error:
+            if not self._backend.is_out_of_memory(error):
+                raise
+            failure = f"{type(error).__name__}: {str(error)[:300]}"
+            error_chain.drop_frames(error)
+        return None, failure
+
+    def _recover(self, kept: Kept, failure: str) -> None:
+        self._log("out of memory", failure)
+        self._backend.release()
+        if not kept.restore():
+            raise OutOfMemoryError(
+                f"Training ran out of memory as weights were being written ({failure}). {self._salvaged()} Pass a smaller "
+                "`budget`, and start again from your last checkpoint."
+            )
+        self._seen.clear()
+        self._shrink(failure)
+
+    def _salvaged(self) -> str:
+        """What is done about a state that is lost, as a sentence."""
+        if self._last_copy is None:
+            return "Some weights have this step's update and some have not."
+        self._last_copy.restore()
+        return f"The model is as it was {self._steps_since_copy} steps before."
+
+    def _went_through(self, shapes: Any) -> None:
+        self._steps_since_copy += 1
+        if len(self._seen) < _SHAPES_REMEMBERED:
+            self._seen.add(shapes)
+
+
+def survives(backend: Backend) -> bool:
+    """Whether running out of memory is an exception after which this process can go on."""
+    return backend.survives_on_host or backend.device_memory() is not None

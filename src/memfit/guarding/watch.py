@@ -45,6 +45,7 @@ class Watcher:
         self._thread: threading.Thread | None = None
         # Held while the thread is to run. Waiting for a lock wakes the thread at half the cost of waiting for an Event.
         self._running = threading.Lock()
+        self._window_peak = 0
         self.peak = Reading(0, None, "nothing watched yet")
 
     def __enter__(self) -> Watcher:
@@ -73,6 +74,15 @@ class Watcher:
             self._gauge.close()
             self._gauge = self._thread = None
 
+    def held(self) -> int:
+        """What this process holds on the host now; 0 outside of the block."""
+        return 0 if self._gauge is None else self._gauge.read()
+
+    def take_window_peak(self) -> int:
+        """The highest sample of the host since the last call."""
+        peak, self._window_peak = self._window_peak, 0
+        return peak
+
     def _watch(self, gauge: Gauge) -> None:
         num_samples = 0
         while not self._running.acquire(timeout=self._interval):
@@ -84,6 +94,7 @@ class Watcher:
 
     def _sample_host(self, gauge: Gauge) -> None:
         host_bytes = gauge.read()
+        self._window_peak = max(self._window_peak, host_bytes)
         if host_bytes > self.peak.host_bytes:
             self.peak = Reading(host_bytes, self.peak.device_bytes, self.peak.source)
 

@@ -149,5 +149,8 @@ def _description(model: Any) -> str | None:
         text = json.dumps(document, sort_keys=True, default=str)
     except (TypeError, ValueError, OSError, NotImplementedError, AttributeError, RecursionError):
         return None
-    variables = [(v.path, tuple(v.shape), v.dtype, v.trainable) for v in (*model.variables, *model.optimizer.variables)]
+    variables = [
+        (v.path, tuple(v.shape), v.dtype, v.trainable)
+        for v in (*model.variables, *keras_seam.optimizer_variables(model))
+    ]
     return _SEPARATE.join([text, repr(variables), *sources])

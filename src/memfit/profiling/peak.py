@@ -40,11 +40,11 @@ class Holdings:
 
 
 def holdings(model: Any, spec: Any) -> Holdings:
-    """Bytes of a built and compiled model and a batch."""
+    """Bytes of a built model, its optimizer where it is compiled, and a batch."""
     return Holdings(
         weights=layers.variable_bytes(model.variables),
         gradients=layers.variable_bytes(model.trainable_variables),
-        optimizer_state=layers.variable_bytes(model.optimizer.variables),
+        optimizer_state=layers.variable_bytes(keras_seam.optimizer_variables(model)),
         inputs=layers.tensor_bytes(spec),
     )
 

@@ -224,3 +224,14 @@ def test_imports_no_framework() -> None:
         "assert not found, found\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_is_asked_for_on_a_device_is_known_before_the_device_is_looked_at() -> None:
+    from memfit.budgeting import asked_device_bytes
+
+    assert asked_device_bytes(None) is None
+    assert asked_device_bytes("2 GiB") == asked_device_bytes(2**31) == 2**31
+    assert asked_device_bytes("colab-t4") == preset("colab-t4").device_bytes
+    assert asked_device_bytes(Budget(10, "mine", 5, "mine")) == 5
+    with pytest.raises(BudgetError):
+        asked_device_bytes("much")

@@ -209,3 +209,14 @@ def test_ceiling_is_never_below_what_is_held() -> None:
 
 def test_ceiling_of_a_full_device_is_positive() -> None:
     assert device.device_ceiling(T4, seen(0, None, 15 * GIB)).bytes == 1
+
+
+def test_others_are_named_with_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(gpu(**{"p1": 2 * GIB, "p999999999": 3 * GIB, f"p{os.getpid()}": GIB}))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    text = device.others_text(T4)
+    assert text.startswith("Others hold 5 GiB of the Tesla T4: unknown (process 999999999) 3 GiB, ")
+    assert "(process 1) 2 GiB" in text
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(gpu(**{f"p{os.getpid()}": GIB})))
+    assert device.others_text(T4) == ""
+    assert device.others_text(None) == ""

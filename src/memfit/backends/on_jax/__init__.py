@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
+from memfit.backends.around import Around, Wrapper
 from memfit.backends.half_precision import HalfPrecision
-from memfit.backends.on_jax import analysis, memory, oom, precision, remat, slots, step
+from memfit.backends.on_jax import analysis, bound, memory, oom, precision, remat, slots, step
+from memfit.backends.on_jax.around import JaxAround
 from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
@@ -15,9 +18,13 @@ class _Jax:
     """``backends.protocol.Backend``, answered by the modules of this folder."""
 
     name = "jax"
+    survives_on_host = False
 
     def device_memory(self) -> DeviceMemory | None:
         return memory.device_memory()
+
+    def bounded_device(self, limit_bytes: int | None) -> AbstractContextManager[str | None]:
+        return bound.bounded_device(limit_bytes)
 
     def release(self) -> None:
         memory.release()
@@ -30,6 +37,9 @@ class _Jax:
 
     def attach(self, model: Any, split: Split | None) -> Callable[[], None]:
         return step.attach(model, split)
+
+    def around(self, model: Any, kind: StepKind, wrapper: Wrapper) -> Around:
+        return JaxAround(model, kind, wrapper)
 
     def gradients(self, model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
         return step.gradients(model, batch, split)
@@ -51,6 +61,9 @@ class _Jax:
 
     def hold(self, variable: Any, value: Any) -> None:
         slots.hold(variable, value)
+
+    def export_litert(self, model: Any, path: str) -> None:
+        raise NotImplementedError("LiteRT files are made on TensorFlow")
 
 
 backend = _Jax()

@@ -147,7 +147,7 @@ def _state_specs(model: Any) -> Any:
     groups = (
         model.trainable_variables,
         model.non_trainable_variables,
-        model.optimizer.variables,
+        keras_seam.optimizer_variables(model),
         model.metrics_variables,
     )
     return tuple([jax.ShapeDtypeStruct(v.value.shape, v.value.dtype) for v in group] for group in groups)

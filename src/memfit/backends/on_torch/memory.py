@@ -15,12 +15,12 @@ from memfit.records import DeviceMemory
 
 def device_memory() -> DeviceMemory | None:
     """The accelerator that Keras puts its tensors on, or None where that is the CPU."""
-    kind = _device_type()
+    kind = device_type()
     if kind == "cuda":
         free, total = torch.cuda.mem_get_info()
         reserved = torch.cuda.memory_reserved()
         # What other processes hold there can never be had; what this one's allocator caches can.
-        allowed = min(int(total * _memory_fraction()), free + reserved)
+        allowed = min(int(total * memory_fraction()), free + reserved)
         return DeviceMemory("gpu", allowed, torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
     if kind == "mps":
         used = torch.mps.current_allocated_memory()
@@ -33,7 +33,7 @@ def device_memory() -> DeviceMemory | None:
 def release() -> None:
     """Collects garbage, empties the caching allocators, and gives freed host memory back to the system."""
     gc.collect()
-    kind = _device_type()
+    kind = device_type()
     if kind == "cuda":
         torch.cuda.empty_cache()
     elif kind == "mps":
@@ -51,12 +51,12 @@ def mapped_block(model: Any) -> int:
     return host_allocator.LARGEST_HEAP_BLOCK if recurrent else host_allocator.LARGE_BLOCK
 
 
-def _device_type() -> str:
+def device_type() -> str:
     """Where Keras puts new tensors: KERAS_TORCH_DEVICE, a device scope, or the best device there is."""
     return str(ops.convert_to_tensor(0).device.type)
 
 
-def _memory_fraction() -> float:
+def memory_fraction() -> float:
     """What ``torch.cuda.set_per_process_memory_fraction`` set, where this torch lets it be read."""
     read = getattr(torch.cuda, "get_per_process_memory_fraction", None)
     return 1.0 if read is None else float(read())

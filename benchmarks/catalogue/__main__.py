@@ -1,0 +1,142 @@
+"""The catalogue of out-of-memory causes, each run three times: plain, plain under a cap, and with memfit under the cap.
+
+    KERAS_BACKEND=torch python -m benchmarks.catalogue [--only 05 11] [--share 0.5] [--out DIR]
+
+A cause is a script of plain user code in ``causes``. The cap lies between what a process takes that does next to nothing and
+what the plain run takes; ``--share`` says where. Prints a table and writes one JSON row a cause to
+``benchmarks/results/catalogue-BACKEND.jsonl``: how each run ended, its peak, its time, and how far the result under the cap
+is from the result without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memfit import units
+from memfit.probing.capped import CappedRun, run_capped
+
+HERE = Path(__file__).parent
+CAUSES = HERE / "causes"
+UNCAPPED = 6 * units.GIB
+SECONDS = 240
+ONLY_TENSORFLOW = ("09", "10", "26")
+NOT_BY_FIT = {
+    "01": "memfit.data.image_folder",
+    "08": "sparse labels",
+    "28": "densify a batch at a time",
+    "09": "memfit.data",
+    "10": "memfit.data",
+    "26": "memfit.data",
+}
+"""Causes that lie before or under ``fit``, and what mends them."""
+
+_NOTHING = """
+import keras, numpy as np, sys
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+model.fit(np.ones((64, 4), "float32"), np.ones((64, 1), "float32"), verbose=2)
+"""
+
+
+def run(command: list[str], cap: int, backend: str) -> CappedRun:
+    """A run in a process of its own."""
+    env = {**os.environ, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+    env |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_TORCH_DEVICE": "cpu", "PYTHONUNBUFFERED": "1"}
+    return run_capped([sys.executable, *command], cap, env=env, timeout=SECONDS)
+
+
+def outcome(ended: CappedRun) -> str:
+    """How a run ended, in words."""
+    if ended.killed:
+        return "killed"
+    if ended.timed_out:
+        return "out of time"
+    if ended.returncode == 0:
+        return "finished"
+    last = next((line for line in reversed(ended.tail) if "Error" in line), "")
+    return f"refused: {last.partition(': ')[2][:240]}" if "memfit.errors" in last else f"failed: {last[:240]}"
+
+
+def difference(expected: Path, actual: Path) -> float | None:
+    """The largest difference between two results, relative to the largest number of each array."""
+    if not actual.exists():
+        return None
+    with np.load(expected) as a, np.load(actual) as b:
+        pairs = [(a[name], b[name]) for name in a.files]
+    return max(float(np.abs(x - y).max() / max(1e-6, np.abs(x).max())) for x, y in pairs)
+
+
+def row(cause: Path, base: int, share: float, backend: str) -> dict[str, Any]:
+    """One cause, three runs."""
+    number = cause.stem.split("_")[1]
+    with tempfile.TemporaryDirectory(prefix="memfit-catalogue-") as folder:
+        reference, capped, protected = (
+            str(Path(folder) / f"{way}.npz") for way in ("reference", "capped", "protected")
+        )
+        plain = run([str(cause), reference], UNCAPPED, backend)
+        if plain.returncode != 0:
+            raise RuntimeError(f"{cause.name} does not run without a cap: {plain.tail[-3:]}")
+        cap = int(base + share * (plain.peak_bytes - base))
+        under_cap = run([str(cause), capped], cap, backend)
+        ours = run([str(HERE / "protected.py"), str(cause), protected], cap, backend)
+        return {
+            "backend": backend,
+            "cause": number,
+            "name": cause.stem.split("_", 2)[2].replace("_", " "),
+            "cap_bytes": cap,
+            "uncapped": {"peak_bytes": plain.peak_bytes, "seconds": plain.seconds},
+            "plain": {"outcome": outcome(under_cap), "peak_bytes": under_cap.peak_bytes, "seconds": under_cap.seconds},
+            "memfit": {
+                "outcome": outcome(ours),
+                "peak_bytes": ours.peak_bytes,
+                "seconds": ours.seconds,
+                "difference": difference(Path(reference), Path(protected)),
+                "said": [line for line in ours.tail if line.startswith("memfit:")][:3],
+            },
+            "mended_by": NOT_BY_FIT.get(number, "memfit.fit, memfit.predict"),
+        }
+
+
+def rows(only: list[str], share: float, backend: str) -> Iterator[dict[str, Any]]:
+    """One row a cause."""
+    base = run(["-c", _NOTHING], UNCAPPED, backend).peak_bytes
+    for cause in sorted(CAUSES.glob("cause_*.py")):
+        number = cause.stem.split("_")[1]
+        if (only and number not in only) or (number in ONLY_TENSORFLOW and backend != "tensorflow"):
+            continue
+        yield row(cause, base, share, backend)
+
+
+def main() -> None:
+    """Parses, runs, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=[], help="numbers of causes")
+    parser.add_argument("--share", type=float, default=0.5, help="where the cap lies between nothing and the plain run")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results")
+    options = parser.parse_args()
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    path = options.out / f"catalogue-{backend}.jsonl"
+    kept = path.read_text().splitlines() if path.exists() else []
+    for found in rows(options.only, options.share, backend):
+        kept = [line for line in kept if json.loads(line)["cause"] != found["cause"]] + [json.dumps(found)]
+        path.write_text("\n".join(sorted(kept, key=lambda line: json.loads(line)["cause"])) + "\n")
+        ours, cap = found["memfit"], units.text(found["cap_bytes"])
+        print(
+            f"{found['cause']} {found['name']:<26} cap {cap:>9}  plain: {found['plain']['outcome']:<10} "
+            f"memfit: {ours['outcome']} in {ours['seconds']:.0f} s, peak {units.text(ours['peak_bytes'])}, "
+            f"difference {ours['difference']}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What is done as host memory runs short while training goes on: release, a smaller plan, or an end that says what grew.
+
+It looks between two batches, twice a second at most. The question is whether the next step will fit: the room that is left
+to the kernel's limit (control group, machine, resource limits), against what steps were seen to take on top of what is held
+between them. A run that uses its budget to the last MiB, as it was planned to, is left alone.
+
+- Soft mark: room for less than two such steps, or programs waiting for memory. Garbage is collected, caches and freed
+  pages go back to the system, at most every ten seconds.
+- Hard mark: room for less than one. After a release that does not help, the plan is made smaller; where there is no smaller
+  one and next to nothing is left, training ends with an error while the weights are whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from memfit import units
+from memfit.backends.protocol import Backend
+from memfit.budgeting import stalls
+from memfit.budgeting.ceiling import Ceiling
+from memfit.budgeting.host import host_ceiling
+from memfit.errors import OutOfMemoryError
+from memfit.guarding.leaks import Levels
+from memfit.guarding.watch import Watcher
+
+INTERVAL = 0.5
+_RELEASE_INTERVAL = 10.0
+_NEEDS_FORGOTTEN = 0.98
+"""What a step was seen to take fades, look by look, so that one odd batch does not count for ever."""
+
+_RESERVE_SHARE = 0.01
+_LEAST_RESERVE = 16 * units.MIB
+_STALLED = 0.10
+
+
+class Attention(keras.callbacks.Callback):
+    """Looks between batches.
+
+    Args:
+        watcher: Samples the peaks inside steps; running.
+        backend: Asked to release.
+        smaller: Called with the reason at the hard mark: puts a smaller plan on the model; False where there is none.
+        log: Called with the kind and the sentence of an event.
+        before_stop: Called with the reason before training ends: the place to save a snapshot.
+    """
+
+    async_safe = True
+    """Nothing is done at the end of a batch, so that Keras may go on calling the others as it likes."""
+
+    def __init__(
+        self,
+        watcher: Watcher,
+        backend: Backend,
+        *,
+        smaller: Callable[[str], bool],
+        log: Callable[[str, str], None],
+        before_stop: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._watcher = watcher
+        self._backend = backend
+        self._smaller = smaller
+        self._log = log
+        self._before_stop = before_stop
+        self._levels = Levels()
+        self._num_batches = 0
+        self._batches_per_epoch: int | None = None
+        self._next_look = 0.0
+        self._next_release = 0.0
+        self._level = 0
+        self._need = 0.0
+        self._start: Ceiling | None = None
+        self._start_held = 0
+        self._has_nothing_smaller = False
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + INTERVAL
+            self._look(now)
+        self._num_batches += 1
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._batches_per_epoch = self._batches_per_epoch or self._num_batches or None
+
+    def on_train_end(self, logs: Any = None) -> None:
+        growth = self._levels.growth()
+        if growth is not None:
+            self._log("leak", growth.text(self._batches_per_epoch))
+
+    def _look(self, now: float) -> None:
+        held = self._watcher.held()
+        if self._level:
+            self._need = max(_NEEDS_FORGOTTEN * self._need, float(self._watcher.take_window_peak() - self._level))
+        self._level = held
+        self._levels.add(self._num_batches, held)
+        ceiling = host_ceiling()
+        if self._start is None:
+            self._start, self._start_held = ceiling, held
+            return
+        room, reserve = ceiling.bytes - held, max(_LEAST_RESERVE, int(_RESERVE_SHARE * ceiling.bytes))
+        stalled = (stalls.stalled_share() or 0.0) >= _STALLED
+        if room >= 2 * self._need + reserve and not stalled:
+            return
+        if now >= self._next_release:
+            self._next_release = now + _RELEASE_INTERVAL
+            room += self._released(held)
+        if room < self._need + reserve:
+            self._short(room, reserve)
+
+    def _released(self, held: int) -> int:
+        """Gives back what can be given back; returns the bytes."""
+        self._backend.release()
+        self._level = self._watcher.held()
+        freed = held - self._level
+        if freed >= units.MIB:
+            self._log(
+                "pressure", f"host memory ran short: {units.text(freed)} of caches and freed pages were given back"
+            )
+        return max(0, freed)
+
+    def _short(self, room: int, reserve: int) -> None:
+        reason = self._what_grew(room)
+        if not self._has_nothing_smaller:
+            if self._smaller(reason):
+                self._need = 0.0
+                self._level = 0
+                return
+            self._has_nothing_smaller = True
+            self._log("pressure", f"{reason} No smaller plan is left")
+        if room >= reserve:
+            return
+        if self._before_stop is not None:
+            self._before_stop(reason)
+        raise OutOfMemoryError(
+            f"Training was ended before the kernel would kill this process. {reason} The model has the weights of the last "
+            "whole step: save it, and train on in a new process."
+        )
+
+    def _what_grew(self, room: int) -> str:
+        """The state of memory and what changed since the first look, in sentences."""
+        assert self._start is not None
+        own = self._level - self._start_held
+        others = (self._start.bytes - self._start_held) - room - own
+        growth = self._levels.growth()
+        parts = [
+            f"{units.text(max(0, room))} of host memory are left, a step takes up to {units.text(int(self._need))} more than "
+            f"is held between steps; this process holds {units.text(self._level)}, {_signed(own)} since training began"
+        ]
+        if others > units.MIB:
+            parts.append(f"others on the machine or in the control group took {units.text(others)}")
+        if growth is not None:
+            parts.append(growth.text(self._batches_per_epoch))
+        return "; ".join(parts) + "."
+
+
+def _signed(num_bytes: int) -> str:
+    return f"{units.text(num_bytes)} {'more' if num_bytes >= 0 else 'less'}".replace("-", "")
