@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from memfit import errors
+from memfit.budgeting import host
 from memfit.data import columns, pipeline_options, structure
 from memfit.data.columns import Column
 from memfit.data.pipeline_options import Division, PipelineOptions
@@ -95,7 +96,8 @@ def arrays(
         validation_split: Share of the samples to set aside for validation; the same share of every class where ``y`` holds
             classes. They are drawn, not taken from the end.
         subset: "training", "validation", or "both" for a tuple of the two; needed with ``validation_split``.
-        workers: Threads that gather; 0 gathers in the thread that asks. Left out: 0 for arrays in memory, else 2.
+        workers: Threads that gather; 0 gathers in the thread that asks. Left out: 0 for arrays in memory, and for memory maps
+            that stay there once they are read because half of the free memory holds them; else 2.
         max_queue_size: Batches gathered ahead.
         max_queue_bytes: Bytes of batches ahead.
 
@@ -120,12 +122,11 @@ def arrays(
     if one_hot is not None:
         data = _one_hot(data, one_hot)
     division = Division(validation_split, subset, seed)
-    in_memory = all(leaf.in_memory for leaf in structure.leaves(data))
     options = PipelineOptions(
         batch_size=batch_size,
         shuffle=bool(shuffle),
         seed=pipeline_options.seed_or_drawn(seed),
-        workers=(0 if in_memory else 2) if workers is None else workers,
+        workers=_default_workers(structure.leaves(data)) if workers is None else workers,
         max_queue_size=max_queue_size,
         max_queue_bytes=max_queue_bytes,  # type: ignore[arg-type]
     )
@@ -134,6 +135,14 @@ def arrays(
     from memfit.data.pipeline import divided  # Both import Keras, which takes seconds: last.
 
     return divided(ArraySource(data, floatx=keras.config.floatx()), options, division)
+
+
+def _default_workers(data: list[Column]) -> int:
+    """0 where rows are there without waiting: a copy takes less time than handing it from thread to thread."""
+    waiting = [leaf for leaf in data if not leaf.in_memory]
+    mapped = sum(len(leaf) * leaf.row_bytes for leaf in waiting)
+    read = any(not isinstance(leaf, columns.NumpyColumn) for leaf in waiting)
+    return 2 if read or (waiting and mapped > host.free_bytes() // 2) else 0
 
 
 def _columns(data: Any, name: str) -> Any:

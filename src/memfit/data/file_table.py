@@ -74,6 +74,20 @@ class FileTable:
         self._names = b"".join(encoded)
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
+    @classmethod
+    def unpacked(
+        cls, directory: str, folders: Sequence[str], packed: tuple[bytes, np.ndarray], labels: np.ndarray
+    ) -> FileTable:
+        """A table of what ``packed`` gave."""
+        table = cls(directory, folders, (), labels)
+        table._names, table._ends = packed
+        return table
+
+    @property
+    def packed(self) -> tuple[bytes, np.ndarray]:
+        """All names in a row, and where each ends: int64, shape (num_files + 1,), from 0."""
+        return self._names, self._ends
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from memfit import errors
-from memfit.data import folder_scan, image_masks, pipeline_options, shuffling
+from memfit.data import folder_scan, image_masks, pipeline_options, scan_cache, shuffling
 from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
@@ -132,13 +132,21 @@ def image_folder(
     )
     check_masks(options, masks)
     division = Division(validation_split, subset, seed)
-    found = folder_scan.scan(
-        _directory(directory),
-        class_names=class_names,
-        without_classes=label_mode is None or masks is not None,
-        follow_links=follow_links,
-        report=stderr_progress(f"listing the images in {directory}", "files"),
-    )
+    path = _directory(directory)
+    without_classes = label_mode is None or masks is not None
+
+    def scan() -> FolderScan:
+        return folder_scan.scan(
+            path,
+            class_names=class_names,
+            without_classes=without_classes,
+            follow_links=follow_links,
+            report=stderr_progress(f"listing the images in {directory}", "files"),
+        )
+
+    # A linked folder may change without its parent's knowing.
+    way = (None if class_names is None else tuple(class_names), without_classes)
+    found = scan() if follow_links or not os.path.isdir(path) else scan_cache.scanned(path, way, scan)
     if masks is None:
         _check_classes(found.files, label_mode, named=class_names is not None)
     else:

@@ -114,7 +114,7 @@ class Pipeline(keras.utils.PyDataset):
     @property
     def reading_bytes(self) -> int:
         """The most bytes of host memory that a run adds to what is held before it, beside the batches."""
-        orders = 2 * 8 * self.num_samples if self.options.shuffle else 0
+        orders = 2 * 4 * self.num_samples
         return max(1, self.options.workers) * self.source.reading_bytes + self.source.growing_bytes + orders
 
     @property
@@ -276,8 +276,9 @@ class Pipeline(keras.utils.PyDataset):
         with self._lock:
             if epoch == self._epoch and self._order is not None:
                 return self._order
-            order = np.arange(self.num_samples)
-            if self.options.shuffle:
+            if not self.options.shuffle:
+                order = np.arange(self.num_samples, dtype=np.int32 if self.num_samples < 2**31 else np.int64)
+            else:
                 order = shuffling.epoch_order(self.num_samples, seed=self.seed, epoch=epoch)
             if self._subset is not None:
                 order = self._subset[order]

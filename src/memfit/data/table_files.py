@@ -114,6 +114,7 @@ class Files(Table):
             try:
                 for batch in self._batches(path, list(columns), texts):
                     yield path, batch
+                self._arrow.default_memory_pool().release_unused()
             except self._arrow.ArrowInvalid as error:
                 raise errors.MemfitError(
                     f"{path} cannot be read as a table: {str(error).splitlines()[0][:300]}. A column of numbers that holds "
