@@ -149,7 +149,7 @@ def work(model: Any, batch: Any, job: Job) -> dict[str, Any]:
         return {}
     chain, levers = remat.chain(model, batch), by_hand(model, batch, job).levers
     again = 0.0 if levers.remat is None else remat.recomputation(chain, levers.remat) / chain.cost
-    return {"flops": chain.cost, "layers": len(chain.units), "again": round(again, 3)}
+    return {"flops": chain.cost, "layers": chain.rounds, "again": round(again, 3)}
 
 
 # In the parent

@@ -40,7 +40,7 @@ def main() -> None:
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     head = (
-        "| # | cause | backend | peak without a cap | cap | plain | memfit | its peak | seconds, plain without cap / memfit "
+        "| # | cause | backend | peak without a cap | cap | plain | memfit | memfit's peak | seconds, plain / memfit "
         "| difference |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     PAGE.write_text("\n".join([before + BEGIN, "", head, *map(line, rows), "", END + after]))

@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+_PASSES = 3
+"""A training step computes about three forward passes: one forward, two backward."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -62,20 +65,35 @@ class Levers:
 
     Attributes:
         remat: What is recomputed in the backward pass; None for nothing. Exact.
+        precision: "mixed_bfloat16" or "mixed_float16": what most layers compute in, by Keras' name; None for what the user
+            set. Not exact.
+        optimizer_state: How the optimizer's moments are kept: "adam8bit"; None for as they are. Not exact.
     """
 
     remat: Remat | None = None
+    precision: str | None = None
+    optimizer_state: str | None = None
 
     def __bool__(self) -> bool:
         return self != Levers()
 
     @property
+    def exact(self) -> bool:
+        """Whether the result stays that of the plain step."""
+        return self.precision is None and self.optimizer_state is None
+
+    @property
     def text(self) -> str:
         """What is pulled, in words; empty where nothing is."""
-        if self.remat is None:
-            return ""
-        number = len(self.remat.segments)
-        return f"{number} segment{'s' if number > 1 else ''} recomputed in the backward pass"
+        words = []
+        if self.remat is not None:
+            number = len(self.remat.segments)
+            words.append(f"{number} segment{'s' if number > 1 else ''} recomputed in the backward pass")
+        if self.precision is not None:
+            words.append(f"computed in {self.precision.removeprefix('mixed_')} where that is safe")
+        if self.optimizer_state is not None:
+            words.append("optimizer state in 8 bits")
+        return ", ".join(words)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Levers:
@@ -89,12 +107,33 @@ NO_LEVERS = Levers()
 
 @dataclasses.dataclass(frozen=True)
 class StepCosts:
-    """What levers add to the time of a step, relative to the plain step; measured (``benchmarks/planning.py``).
+    """What levers add to the time of a step on a framework and device; fitted to rows of ``benchmarks/planning.py``.
 
     Attributes:
-        part: Each part of a batch after the first.
-        recomputation: Computing the whole forward pass once more.
+        recomputation: Computing the whole forward pass once more, relative to the plain step.
+        part_seconds: Starting a part of a batch, whatever the model.
+        layer_seconds: The same for each layer of the model: its operations are issued once more.
+        efficiency: Of the rate at which the device multiplies matrices, what a step reaches.
+
+    Example:
+        >>> costs = StepCosts(recomputation=0.4, part_seconds=1e-3, layer_seconds=1e-4, efficiency=0.5)
+        >>> round(costs.part(3.3e9, num_layers=10, rate=1e11), 3)  # a step of 0.2 s
+        0.01
     """
 
-    part: float
     recomputation: float
+    part_seconds: float
+    layer_seconds: float
+    efficiency: float
+
+    def part(self, forward: float, *, num_layers: int, rate: float) -> float:
+        """What each part after the first adds to the time of a step, relative to the plain step.
+
+        Args:
+            forward: Floating-point operations of a forward pass over the whole batch.
+            num_layers: Layers that are issued one after the other, a recurrent one once for each of its time steps.
+            rate: Floating-point operations a second at which the device multiplies matrices.
+        """
+        issuing = self.part_seconds + self.layer_seconds * num_layers
+        computing = _PASSES * forward / (self.efficiency * rate)
+        return issuing / (issuing + computing)

@@ -9,23 +9,35 @@ from typing import Any
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
 from memfit.errors import DoesNotFitError
-from memfit.levers import micro_batch, remat
+from memfit.levers import allowed, micro_batch, remat
 from memfit.levers.verification import Verification, verified
 from memfit.planning import fastest, planner
 from memfit.planning.fastest import Found, Option
 from memfit.predicting import Predictions
 from memfit.profiling.batches import Batches
-from memfit.records import NO_LEVERS, Budget, Estimate, Levers, Plan, Profile, Split
+from memfit.profiling.rate import matrix_rate
+from memfit.records import Budget, Estimate, Levers, Plan, Profile, Remat, Split
 from memfit.reporting.console import shown
-from memfit.units import text
+from memfit.units import MIB, text
 
 _WORTH = 0.02
 """A further option is analysed where it may save this share of a step's time."""
 
 _RUNGS = 8
 
+_HALF = 0.5
+"""What half precision leaves of a step's activations at the least."""
+
+_UNKNOWN_PART = 0.02
+"""What a part is said to add to the time of a step where the model's operations cannot be counted."""
+
 _TEST_SHARE = 0.25
 """Of the room that is left, what a step of a tiny batch may take: a test holds two steps' results and what runs them."""
+
+_SAFE_TEST = 6
+"""Rooms of so many times the gradients, and of the bytes below, are enough to test the model in."""
+
+_SAFE_ROOM = 192 * MIB
 
 _OPTIMISM = 0.75
 """Of what a lever is guessed to leave of a step; what even this puts above the budget is not analysed."""
@@ -85,6 +97,7 @@ class Arrangements:
         self.prediction = Predictions(model, batches.spec, backend, quiet=request.quiet, queued=batches.queued)
         self.separability = functools.cache(self._separability)
         self._chain = functools.cache(lambda: remat.chain(model, batches.spec))
+        self._inexact = functools.cache(lambda: allowed.combinations(model, batches.spec, request.allow, backend))
 
     def fastest(self, ceiling: int | None = None) -> Decision:
         """The fastest arrangement that fits, verified on the model where it is not the plain step.
@@ -114,14 +127,15 @@ class Arrangements:
 
     def _under(self, ceiling: int, whole: Estimate, profile: Profile) -> tuple[Plan, Split | None]:
         """The plan under a ceiling that the plain step is above, and its split."""
-        batch_size, costs = self._batches.batch_size or 1, self._backend.step_costs()
+        batch_size, part_time = self._batches.batch_size or 1, self._part_time()
+        self._refuse_untested(ceiling, profile)
         while True:
             search = fastest.search(
                 self._options(),
                 batch_size,
                 predict=self._predicted,
                 ceiling=ceiling,
-                part_time=costs.part,
+                part_time=part_time,
                 splits=batch_size > 1 and self._may_split,
                 guess=functools.partial(self._guessed, whole),
                 worth=_WORTH,
@@ -134,8 +148,40 @@ class Arrangements:
             self._dropped.append(proof.reason)
         plan = planner.arranged(batch_size, self._request.budget, whole, search)
         split = None if plan.micro_batch_size is None else self._split(plan.micro_batch_size)
-        plan = plan.because(*self._dropped, proof.reason, *self._could_allow())
-        return dataclasses.replace(plan, exact=split is None or self.separability().split is not None), split
+        plan = plan.because(*self._dropped, proof.reason, *self._could_allow(ceiling))
+        if not plan.levers.exact:
+            plan = plan.because("what was allowed was pulled, so that the result is not that of model.fit to rounding")
+        exact = plan.levers.exact and (split is None or self.separability().split is not None)
+        return dataclasses.replace(plan, exact=exact), split
+
+    def _refuse_untested(self, ceiling: int, profile: Profile) -> None:
+        """Says no before anything runs on the model, where the room is small and not even single samples would fit.
+
+        The tests of separability and of the plan hold two or three times the gradients: under a budget that allows no plan
+        they would be what the process is killed for.
+
+        Raises:
+            DoesNotFitError: The smallest arrangement, were it exact, would not fit.
+        """
+        if ceiling - self.prediction.idle() > _SAFE_TEST * profile.gradients + _SAFE_ROOM:
+            return
+        options = sorted(self._options(), key=lambda option: option.time)
+        least = min(
+            (
+                Found(option, 1, self.prediction.peak(Split(1), option.key), option.time)
+                for option in (options[0], options[-1])
+            ),
+            key=lambda found: found.peak.upper,
+        )
+        if least.peak.upper > ceiling:
+            raise DoesNotFitError(self._refusal(least, ceiling, profile, tested=False))
+
+    def _part_time(self) -> float:
+        """What each part after the first adds to the time of a step, relative to the plain step."""
+        if remat.blocked_reason(self._model) is not None:
+            return _UNKNOWN_PART
+        chain = self._chain()
+        return self._backend.step_costs().part(chain.cost, num_layers=chain.rounds, rate=matrix_rate())
 
     @property
     def _may_split(self) -> bool:
@@ -156,14 +202,23 @@ class Arrangements:
         return dataclasses.replace(self.separability().split or Split(1), micro_batch_size=size)
 
     def _options(self) -> list[Option[Levers]]:
-        options = [Option(NO_LEVERS)]
+        """Every rung of recomputation with every combination of the allowed levers."""
+        return [
+            Option(dataclasses.replace(inexact.levers, remat=rung), inexact.time * time)
+            for inexact in self._inexact()
+            for rung, time in self._rungs()
+        ]
+
+    def _rungs(self) -> list[tuple[Remat | None, float]]:
+        """What may be recomputed, and the time of a step relative to the plain one."""
+        rungs: list[tuple[Remat | None, float]] = [(None, 1.0)]
         if self._dropped or remat.blocked_reason(self._model) is not None:
-            return options
+            return rungs
         chain, costs = self._chain(), self._backend.step_costs()
         for rung in remat.ladder(chain, _RUNGS):
             again = remat.recomputation(chain, rung) / max(chain.cost, 1e-9)
-            options.append(Option(Levers(remat=rung), 1.0 + costs.recomputation * again))
-        return options
+            rungs.append((rung, 1.0 + costs.recomputation * again))
+        return rungs
 
     def _predicted(self, levers: Levers, size: int) -> Estimate:
         whole = size >= (self._batches.batch_size or 1)
@@ -175,9 +230,11 @@ class Arrangements:
         if levers.remat is not None:
             chain = self._chain()
             kept = remat.peak_bytes(chain, levers.remat) / max(1, chain.plain_bytes)
+        if levers.precision is not None:
+            kept *= _HALF
         idle = self.prediction.idle()
         share = _OPTIMISM * kept * size / (self._batches.batch_size or 1)
-        return int(idle + share * max(0, whole.upper - idle))
+        return int(idle - allowed.saved_bytes(self._model, levers) + share * max(0, whole.upper - idle))
 
     def _proof(self, found: Found[Levers]) -> Verification:
         """The comparison with the plain step; of micro-batches alone the test of separability is the proof."""
@@ -191,22 +248,21 @@ class Arrangements:
         with shown("comparing the plan with the plain step on a tiny batch", quiet=self._request.quiet):
             return verified(self._model, sample, found.option.key, split, backend=self._backend)
 
-    def _could_allow(self) -> tuple[str, ...]:
-        if self._may_split or (self._batches.batch_size or 1) == 1:
-            return ()
-        return (
-            f"the batch was not split: {self.separability().reason}; "
-            'allow={"inexact_micro_batch"} splits it all the same, with statistics of each part',
-        )
+    def _could_allow(self, ceiling: int, *, tested: bool = True) -> tuple[str, ...]:
+        """What the user could allow to go faster or to need less, and why what is allowed was not pulled."""
+        asked = self._model, self._batches.spec, self._request.allow, self._backend
+        sentences = [*allowed.refused(*asked), *allowed.proposed(*asked, ceiling=ceiling)]
+        if tested and not self._may_split and (self._batches.batch_size or 1) > 1:
+            sentences.append(
+                f"the batch was not split: {self.separability().reason}; "
+                'allow={"inexact_micro_batch"} splits it all the same, with statistics of each part'
+            )
+        return tuple(sentences)
 
-    def _refusal(self, smallest: Found[Levers], ceiling: int, profile: Profile) -> str:
+    def _refusal(self, smallest: Found[Levers], ceiling: int, profile: Profile, *, tested: bool = True) -> str:
         batch_size = self._batches.batch_size or 1
         sentences = [planner.refusal(smallest, batch_size, ceiling), *self._dropped]
-        if not self._may_split and batch_size > 1:
-            sentences.append(
-                f"The batch cannot be split exactly: {self.separability().reason}. Pass "
-                'allow={"inexact_micro_batch"} to split it all the same, with statistics of each part.'
-            )
+        sentences += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in self._could_allow(ceiling, tested=tested)]
         blocked = remat.blocked_reason(self._model)
         if blocked is not None:
             sentences.append(f"Nothing can be recomputed: {blocked}.")

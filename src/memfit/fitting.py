@@ -53,7 +53,8 @@ def fit(
             "12 GiB", a preset like "colab-t4", or a Budget. Left out: what this machine allows now.
         plan: A plan from ``memfit.plan`` to follow instead of making one.
         allow: Levers that change the result and may be pulled: "inexact_micro_batch" splits the batch of a model whose
-            layers mix samples, such as BatchNormalization.
+            layers mix samples, such as BatchNormalization; "precision" lets most layers compute in the half precision that
+            the device has in hardware; "optimizer_state" keeps the moments of Adam and AdamW in 8 bits.
         micro_batch_size: Samples of a part, set by hand instead of by a plan; exact all the same.
         probe: Whether a trial in a child process confirms the plan, and corrects it; seconds to a minute. None: only where
             the analysis of the step is weak. On an accelerator the first step itself is the trial.

@@ -8,6 +8,7 @@ from typing import Any
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend, StepKind
 from memfit.errors import ArgumentError
+from memfit.levers import allowed
 from memfit.levers.pulled import pulled
 from memfit.planning.search import largest_micro_batch
 from memfit.probing import trial
@@ -67,7 +68,8 @@ class Predictions:
         if analysed is not None:
             if self._correction is not None:
                 analysed = self._correction.applied(analysed)
-            return self._on_top_of_base(analysed)
+            freed = allowed.saved_bytes(self._model, levers)
+            return self._on_top_of_base(dataclasses.replace(analysed, bytes=analysed.bytes - freed))
         return self._on_top_of_base(self._tried(split, levers) or self._shape_step(split))
 
     def is_weak(self, split: Split | None, levers: Levers = NO_LEVERS) -> bool:

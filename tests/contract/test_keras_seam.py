@@ -157,6 +157,47 @@ def test_own_objects_are_the_users_alone() -> None:
     assert set(keras_seam.own_objects(model).values()) == {Mine, loss}, gone("Trainer._compile_config")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_get_variable_index",
+        "_trainable_variables",
+        "_momentums",
+        "_velocities",
+        "_iterations",
+        "_learning_rate",
+        "_untrack_variable",
+        "_model_variables_moving_average",
+        "_accumulated_gradients",
+    ],
+)
+def test_an_adam_has(name: str) -> None:
+    adam = keras.optimizers.Adam(use_ema=True, gradient_accumulation_steps=2)
+    adam.build(built().trainable_variables)
+    assert hasattr(adam, name), gone(f"Adam.{name}")
+
+
+def test_excluded_weights_are_kept_as_a_set_and_a_pattern() -> None:
+    adam, other = keras.optimizers.AdamW(), keras.optimizers.AdamW()
+    adam.exclude_from_weight_decay(var_names=["bias"])
+    keras_seam.share_progress(adam, other)
+    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
+        assert getattr(other, name) is getattr(adam, name), gone(f"BaseOptimizer.{name}")
+    other.build(built().trainable_variables)
+    assert [v for v in other.variables if v is adam.iterations or v is adam.learning_rate] == other.variables[:2]
+
+
+def test_another_optimizer_goes_inside_a_loss_scale_optimizer() -> None:
+    model, other = built(), keras.optimizers.SGD()
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse")
+    outer, inner, marks = model.optimizer, model.optimizer.inner_optimizer, keras_seam.compile_marks(model)
+    with keras_seam.replaced_optimizer(model, other):
+        assert model.optimizer is outer
+        assert outer.inner_optimizer is other, gone("LossScaleOptimizer.inner_optimizer")
+        assert any(a is not b for a, b in zip(marks, keras_seam.compile_marks(model), strict=True))
+    assert outer.inner_optimizer is inner
+
+
 def graph_model() -> Any:
     inputs = keras.Input((3,))
     nested = keras.Sequential([keras.layers.Dense(2), keras.layers.Dropout(0.5)])

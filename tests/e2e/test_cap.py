@@ -13,12 +13,12 @@ import pytest
 from memfit.probing.capped import run_capped
 
 SCRIPT = Path(__file__).with_name("cap_script.py")
-CAP = 2**30
+CAPS = {"dense": 2**30, "normalized": 5 * 2**28}
 TOLERANCE = 1e-5
 
 
-def command(way: str, path: Path) -> list[str]:
-    return [sys.executable, str(SCRIPT), way, str(path)]
+def command(way: str, name: str, path: Path) -> list[str]:
+    return [sys.executable, str(SCRIPT), way, name, str(path)]
 
 
 def weights(path: Path) -> list[np.ndarray]:
@@ -27,24 +27,28 @@ def weights(path: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", CAPS)
 def test_memfit_finishes_under_a_cap_with_the_weights_of_model_fit(
-    backend: str, environment: dict[str, str], tmp_path: Path
+    backend: str, name: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     env = {**environment, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
     env["KERAS_TORCH_DEVICE"] = "cpu"
 
-    killed = run_capped(command("plain", tmp_path / "killed.npz"), CAP, env=env, timeout=280)
+    killed = run_capped(command("plain", name, tmp_path / "killed.npz"), CAPS[name], env=env, timeout=280)
     assert killed.killed, killed
     assert not (tmp_path / "killed.npz").exists()
 
-    finished = run_capped(command("memfit", tmp_path / "memfit.npz"), CAP, env=env, timeout=280)
+    finished = run_capped(command("memfit", name, tmp_path / "memfit.npz"), CAPS[name], env=env, timeout=280)
     assert (finished.returncode, finished.killed) == (0, False), "\n".join((str(finished), *finished.tail))
     report = json.loads(finished.tail[-1])
-    assert 1 < report["micro_batch_size"] < 2048
-    assert finished.peak_bytes <= report["predicted"] <= CAP
+    split = report["micro_batch_size"] is not None
+    assert (split, report["recomputed"]) == ((True, False) if name == "dense" else (False, True)), report
+    assert finished.peak_bytes <= report["predicted"] <= CAPS[name]
 
-    subprocess.run(command("plain", tmp_path / "plain.npz"), env=env, capture_output=True, timeout=280, check=True)
+    subprocess.run(
+        command("plain", name, tmp_path / "plain.npz"), env=env, capture_output=True, timeout=280, check=True
+    )
     expected, found = weights(tmp_path / "plain.npz"), weights(tmp_path / "memfit.npz")
-    assert len(expected) == len(found) == 10
+    assert len(expected) == len(found) > 0
     for one, other in zip(expected, found, strict=True):
         assert np.abs(one - other).max() <= TOLERANCE * np.abs(one).max()

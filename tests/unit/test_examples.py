@@ -10,6 +10,8 @@ import pytest
 MODULES = [
     "memfit.units",
     "memfit.arrangement",
+    "memfit.levers.block_code",
+    "memfit.levers.quantile_code",
     "memfit.levers.remat_choice",
     "memfit.planning.search",
     "memfit.planning.fastest",

@@ -10,7 +10,11 @@ amounts = st.integers(0, 2**45)
 estimates = st.builds(Estimate, bytes=amounts, margin=amounts, source=st.text(max_size=8))
 budgets = st.builds(Budget, host_bytes=amounts, source=st.text(max_size=8), device_bytes=st.none() | amounts)
 segments = st.builds(Segment, start=st.integers(0, 99), stop=st.integers(0, 99))
-levers = st.builds(Levers, remat=st.none() | st.builds(Remat, st.lists(segments, min_size=1, max_size=3).map(tuple)))
+levers = st.builds(
+    Levers,
+    remat=st.none() | st.builds(Remat, st.lists(segments, min_size=1, max_size=3).map(tuple)),
+    precision=st.sampled_from([None, "mixed_bfloat16", "mixed_float16"]),
+)
 plans = st.builds(
     Plan,
     batch_size=st.none() | st.integers(1, 10**6),
@@ -60,3 +64,11 @@ def test_consumers_are_sorted_over_layers_and_categories() -> None:
     assert [consumer.bytes for consumer in profile.consumers] == [30, 25, 20, 10, 5]
     assert profile.activations == 25
     assert "optimizer state" in str(profile)
+
+
+def test_levers_say_what_is_pulled() -> None:
+    remat = Remat((Segment(0, 4), Segment(5, 8)))
+    assert Levers().text == ""
+    assert Levers(precision="mixed_float16").text == "computed in float16 where that is safe"
+    both = Levers(remat, precision="mixed_bfloat16").text
+    assert both == "2 segments recomputed in the backward pass, computed in bfloat16 where that is safe"

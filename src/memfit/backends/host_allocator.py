@@ -21,7 +21,7 @@ _M_TRIM_THRESHOLD = -1
 _KEPT_TOP = 2 * LARGEST_HEAP_BLOCK
 """Free bytes at the top of the heap that are not given back: what glibc sets beside blocks of 32 MiB. Setting the other
 threshold alone would leave this one at 128 KiB, and every step of many small tensors would give pages back and fault them in
-again: an LSTM on PyTorch was seen to take five times as long."""
+again: an LSTM on PyTorch was seen to take three times as long."""
 
 
 def trim() -> None:
@@ -35,8 +35,8 @@ def trim() -> None:
         malloc_trim(0)
 
 
-def map_large_blocks() -> Callable[[], None]:
-    """From now on, blocks of a MiB and more are pages of their own, which go back to the system when they are freed.
+def map_large_blocks(least: int = LARGE_BLOCK) -> Callable[[], None]:
+    """From now on, blocks of ``least`` bytes and more are pages of their own, which go back to the system when they are freed.
 
     glibc starts that way, but learns from the first large block that is freed to keep blocks of up to 32 MiB on its heap.
     Tensors of that size leave gaps there that nothing fits: up to twice the memory of the tensors was seen. Speed hardly
@@ -49,7 +49,7 @@ def map_large_blocks() -> Callable[[], None]:
     if mallopt is None:
         return lambda: None
     mallopt(_M_TRIM_THRESHOLD, _KEPT_TOP)
-    mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
+    mallopt(_M_MMAP_THRESHOLD, least)
 
     def restore() -> None:
         mallopt(_M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK)

@@ -88,7 +88,9 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any) ->
 
 def compile_marks(model: Any) -> tuple[Any, ...]:
     """What ``compile`` replaces: a step traced for the model holds while each of these is the very same object."""
-    return (model._compile_loss, model._compile_metrics, model.optimizer, model.jit_compile, model.run_eagerly)
+    own = own_optimizer(model)
+    inner = getattr(own, "inner_optimizer", None)  # a LossScaleOptimizer's
+    return (model._compile_loss, model._compile_metrics, own, inner, model.jit_compile, model.run_eagerly)
 
 
 def steps_on_iterator(model: Any, step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -128,6 +130,30 @@ def marked_with(model: Any, remat: Any) -> Iterator[None]:
             set_attribute(model, _REMAT, previous)
 
 
+_PRECISION = "_memfit_precision"
+
+
+def precision_of(model: Any) -> str | None:
+    """The precision that the lever put on the model, as ``records.Levers`` names it, or None."""
+    return vars(model).get(_PRECISION, (None, None))[0]
+
+
+def own_optimizer(model: Any) -> Any:
+    """The optimizer that the user compiled with, also where the precision lever scales the loss around it."""
+    marks = vars(model).get(_PRECISION)
+    return model.optimizer if marks is None else marks[1]
+
+
+@contextlib.contextmanager
+def marked_with_precision(model: Any, precision: str) -> Iterator[None]:
+    """Inside, ``precision_of`` and ``own_optimizer`` tell the precision and the present optimizer."""
+    set_attribute(model, _PRECISION, (precision, model.optimizer))
+    try:
+        yield
+    finally:
+        remove_attribute(model, _PRECISION)
+
+
 def is_distributed(model: Any) -> bool:
     """Whether the model trains on several devices: ``keras.distribution``, a TensorFlow strategy, or torch's DDP."""
     if keras.distribution.distribution() is not None or getattr(model, "ddp_model", None) is not None:
@@ -152,7 +178,7 @@ def own_objects(model: Any) -> dict[str, Any]:
     losses, metrics = model._compile_config.config.get("loss"), model._compile_config.config.get("metrics")
     found += [
         leaf if callable(leaf) and hasattr(leaf, "__name__") else type(leaf)
-        for leaf in keras.tree.flatten([losses, metrics, model.optimizer])
+        for leaf in keras.tree.flatten([losses, metrics, own_optimizer(model)])
         if leaf is not None and not isinstance(leaf, str)
     ]
     own = [one for one in found if not getattr(one, "__module__", "").startswith("keras.src.")]
@@ -282,6 +308,76 @@ def advance_seeds(model: Any) -> None:
     for variable in model.non_trainable_variables:
         if variable.name == "seed_generator_state":
             variable.assign_add(np.ones(variable.shape, dtype_name(variable)))
+
+
+# The optimizer
+
+
+def optimizer_index(optimizer: Any, variable: Any) -> int:
+    """The place of a variable among those that the optimizer was built for."""
+    return int(optimizer._get_variable_index(variable))
+
+
+def optimized_variables(optimizer: Any) -> list[Any]:
+    """The variables that the optimizer was built for, in order."""
+    return list(optimizer._trainable_variables)
+
+
+def adam_moments(optimizer: Any) -> list[tuple[Any, Any] | None]:
+    """The variables of the first and the second moment of each weight of a built ``keras.optimizers.Adam``."""
+    pairs = zip(optimizer._momentums, optimizer._velocities, strict=True)
+    return [None if first is None else (first, second) for first, second in pairs]
+
+
+_PROGRESS = ("_iterations", "_learning_rate")
+_OPTIONS = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
+_SLOTS = ("use_ema", "ema_momentum", "ema_overwrite_frequency", "gradient_accumulation_steps")
+_SLOT_LISTS = ("_model_variables_moving_average", "_accumulated_gradients")
+
+
+def share_progress(source: Any, target: Any) -> None:
+    """Makes iterations, learning rate (variable, schedule or callable) and excluded weights those of another optimizer."""
+    for name in _PROGRESS:
+        if getattr(target, name) is not getattr(source, name):
+            if isinstance(getattr(target, name), keras.Variable):
+                target._untrack_variable(getattr(target, name))
+            setattr(target, name, getattr(source, name))
+    for name in _OPTIONS:
+        if hasattr(source, name):
+            object.__setattr__(target, name, getattr(source, name))
+
+
+def share_slots(source: Any, target: Any) -> None:
+    """Makes moving averages and accumulated gradients, variables and settings, those of another built optimizer."""
+    for name in _SLOTS:
+        setattr(target, name, getattr(source, name))
+    for name in _SLOT_LISTS:
+        if hasattr(source, name):
+            setattr(target, name, list(getattr(source, name)))
+
+
+def learning_rate_of(optimizer: Any) -> Any:
+    """The learning rate as the optimizer keeps it: a variable, a schedule or a callable."""
+    return optimizer._learning_rate
+
+
+@contextlib.contextmanager
+def replaced_optimizer(model: Any, optimizer: Any) -> Iterator[None]:
+    """Inside, another optimizer updates the model: in the place of its own, or inside its ``LossScaleOptimizer``."""
+    owner, name = model, "optimizer"
+    if hasattr(model.optimizer, "inner_optimizer"):
+        owner, name = model.optimizer, "inner_optimizer"
+    previous = getattr(owner, name)
+    set_attribute(owner, name, optimizer)
+    try:
+        yield
+    finally:
+        set_attribute(owner, name, previous)
+
+
+def hold(variable: Any, value: Any) -> None:
+    """Puts a tensor of any shape in the place of a variable's own."""
+    variable._value = value
 
 
 # Losses

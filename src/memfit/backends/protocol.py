@@ -5,10 +5,12 @@ Nothing outside this folder names a framework. Ask the backend, never which back
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from memfit.backends.half_precision import HalfPrecision
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
 if TYPE_CHECKING:
@@ -18,6 +20,40 @@ StepKind = Literal["train", "test", "predict"]
 
 PureFunction = Callable[[list[Any]], tuple[list[Any], list[Any]]]
 """From tensors to tensors that are differentiated and tensors that are not; the same each time it is called."""
+
+ChunkUpdate = Callable[[Any, Any, list[Any]], list[Any]]
+"""From some rows of a gradient, their squares and the values of variables there, the variables' new values there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """Variables that are updated together, a part at a time.
+
+    Attributes:
+        variables: The weight, then what the optimizer keeps for it.
+        strides: How many leading entries of each variable a chunk takes; None where one chunk takes everything.
+
+    Example:
+        >>> import numpy as np
+        >>> chunks = Chunks([np.zeros((10, 3)), np.zeros(30)], strides=[4, 12])
+        >>> chunks.number, chunks.slices(1)
+        (3, [slice(4, 8, None), slice(12, 24, None)])
+    """
+
+    variables: list[Any]
+    strides: list[int] | None = None
+
+    @property
+    def number(self) -> int:
+        """How many chunks there are; the last may be smaller."""
+        return 1 if self.strides is None else -(-self.variables[0].shape[0] // self.strides[0])
+
+    def slices(self, number: int) -> list[slice | None]:
+        """Where a chunk is in each variable; None for all of it."""
+        if self.strides is None:
+            return [None] * len(self.variables)
+        ends = [min((number + 1) * s, v.shape[0]) for v, s in zip(self.variables, self.strides, strict=True)]
+        return [slice(number * stride, end) for stride, end in zip(self.strides, ends, strict=True)]
 
 
 class Backend(Protocol):
@@ -107,5 +143,27 @@ class Backend(Protocol):
     def fresh_train_function(self, model: Any) -> Any | None:
         """A train function for Keras' own step that no trace of an earlier one serves; None where Keras makes one itself."""
 
+    def half_precision(self) -> HalfPrecision:
+        """Which half precision the device that trains computes in hardware, and how that is known."""
+
     def step_costs(self) -> StepCosts:
         """What levers add to the time of a step on this framework and device."""
+
+    def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> Any:
+        """Writes an optimizer's update into variables, with the temporary arrays of one chunk at a time.
+
+        Args:
+            update: Pure; called for each chunk, or traced for it.
+            gradient: Of ``chunks.variables[0]``; may be sparse where the framework has sparse gradients.
+            chunks: The variables.
+            after: What the call before returned, in one application of an optimizer: it comes first.
+
+        Returns:
+            What the next call waits for; None where calls run in their order anyway.
+        """
+
+    def hold(self, variable: Any, value: Any) -> None:
+        """Puts an array of any shape in the place of what a Keras variable holds, which is freed.
+
+        An empty one makes room while nobody reads the variable; the variable itself, and traces that read it, stay.
+        """

@@ -23,7 +23,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from memfit.backends.protocol import PureFunction, StepKind
+from memfit.backends.half_precision import HalfPrecision, of_compute_capability
+from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
 
@@ -95,8 +96,17 @@ class SimulatedBackend:
     def fresh_train_function(self, model: SimulatedModel) -> None:
         return None
 
+    def half_precision(self) -> HalfPrecision:
+        return of_compute_capability((7, 5))
+
     def step_costs(self) -> StepCosts:
-        return StepCosts(part=0.02, recomputation=0.33)
+        return StepCosts(recomputation=0.33, part_seconds=0.0, layer_seconds=1e-4, efficiency=1.0)
+
+    def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> None:
+        raise NotImplementedError("A SimulatedModel has no optimizer.")
+
+    def hold(self, variable: Any, value: Any) -> None:
+        raise NotImplementedError("A SimulatedModel has no variables.")
 
     def take(self, num_bytes: int) -> None:
         """One step that needs so many bytes."""

@@ -14,7 +14,7 @@ from memfit.backends import keras_seam
 from memfit.errors import ArgumentError
 from memfit.records import Plan
 
-LEVERS = ("inexact_micro_batch",)
+LEVERS = ("inexact_micro_batch", "precision", "optimizer_state")
 """What ``allow`` may name: levers that change the result."""
 
 

@@ -35,7 +35,7 @@ class Arranged:
         """
         self.take_off()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(pulled(self._model, levers, self._backend))
+            stack.enter_context(pulled(self._model, levers, self._backend, trains=True))
             stack.enter_context(attached(self._model, split, self._backend, analysed=analysed))
             self._stack = stack.pop_all()
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from memfit.backends.protocol import Backend
-from memfit.levers import remat
+from memfit.levers import optimizer_state, precision, remat
 from memfit.records import Levers
 
 
 @contextlib.contextmanager
-def pulled(model: Any, levers: Levers, backend: Backend) -> Iterator[None]:
+def pulled(model: Any, levers: Levers, backend: Backend, *, trains: bool = False) -> Iterator[None]:
     """Inside, the levers are on the model: analyses, gradients and train steps see them. Afterwards nothing is left.
 
     It goes around ``executing.attached``, which must come off first.
@@ -21,6 +21,7 @@ def pulled(model: Any, levers: Levers, backend: Backend) -> Iterator[None]:
         model: A built and compiled model.
         levers: What to pull; none leaves the model alone.
         backend: The current backend.
+        trains: Whether the model is trained inside, and not only analysed.
 
     Raises:
         ValueError: The setting is not one of this model.
@@ -34,6 +35,11 @@ def pulled(model: Any, levers: Levers, backend: Backend) -> Iterator[None]:
         ...     pass
     """
     with contextlib.ExitStack() as stack:
+        # The optimizer first, as float16 scales the loss around it; segments last: they are traced with their dtypes.
+        if levers.optimizer_state is not None:
+            stack.enter_context(optimizer_state.attached(model, levers.optimizer_state, backend, trains=trains))
+        if levers.precision is not None:
+            stack.enter_context(precision.attached(model, levers.precision, backend))
         if levers.remat is not None:
             stack.enter_context(remat.attached(model, levers.remat, backend))
         yield

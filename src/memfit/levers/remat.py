@@ -35,6 +35,7 @@ from memfit.levers.remat_choice import (
 )
 from memfit.levers.remat_graph import chain
 from memfit.levers.remat_segment import RecomputedSegment
+from memfit.levers.replaced import fresh_train_function, replaced_attribute
 from memfit.records import Remat
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "chain",
     "choose",
     "everything",
+    "fresh_train_function",
     "ladder",
     "peak_bytes",
     "recomputation",
@@ -95,35 +97,9 @@ def attached(model: Any, remat: Remat, backend: Backend) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(keras_seam.marked_with(model, remat))
         for layer, call in calls:
-            stack.enter_context(_attribute(layer, "call", call))
-        stack.enter_context(_fresh_train_function(model, backend))
+            stack.enter_context(replaced_attribute(layer, "call", call))
+        stack.enter_context(fresh_train_function(model, backend))
         yield
-
-
-@contextlib.contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    missing = object()
-    previous = vars(owner).get(name, missing)
-    keras_seam.set_attribute(owner, name, value)
-    try:
-        yield
-    finally:
-        if previous is missing:
-            keras_seam.remove_attribute(owner, name)
-        else:
-            keras_seam.set_attribute(owner, name, previous)
-
-
-@contextlib.contextmanager
-def _fresh_train_function(model: Any, backend: Backend) -> Iterator[None]:
-    """Inside, the train function is none that was traced without the segments."""
-    previous = model.train_function
-    fresh = backend.fresh_train_function(model) if model.compiled else None
-    keras_seam.set_attribute(model, "train_function", fresh)
-    try:
-        yield
-    finally:
-        keras_seam.set_attribute(model, "train_function", previous)
 
 
 def _compiles(model: Any) -> bool:

@@ -37,12 +37,14 @@ class Unit:
         inside_bytes: What its backward pass reads that it made: outputs and what lies between.
         cost: Of computing it once more, in units of a floating-point operation.
         fixed: Whether it cannot be computed twice.
+        rounds: How often its operations are issued in one pass: the time steps of a recurrent layer.
     """
 
     name: str
     inside_bytes: int
     cost: float
     fixed: bool = False
+    rounds: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,11 @@ class Chain:
     def cost(self) -> float:
         """Computing every unit once."""
         return sum(unit.cost for unit in self.units)
+
+    @property
+    def rounds(self) -> int:
+        """How many units are issued one after the other in one pass."""
+        return sum(unit.rounds for unit in self.units)
 
     def live_bytes(self, cut: int) -> int:
         """Bytes of the tensors that cross the cut before a unit."""

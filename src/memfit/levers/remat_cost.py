@@ -65,6 +65,12 @@ def computation(called: Any, inputs: Shapes, outputs: Shapes) -> float:
     return flops + moved
 
 
+def rounds(called: Any, inputs: Shapes) -> int:
+    """How often a layer's own operations are issued in a forward pass: once, or once a time step."""
+    recurrent = isinstance(called, keras.layers.RNN) and inputs and len(inputs[0][0]) > _HALVES
+    return int(inputs[0][0][1]) if recurrent else 1
+
+
 def _scores(attention: Any, inputs: Shapes) -> tuple[int, ...]:
     """The shape of the products of queries and keys."""
     (batch, *queries, _), _ = inputs[0]

@@ -83,8 +83,8 @@ def _unit(operation: Any, symbols: dict[int, Any]) -> Unit:
     fixed = keras_graph.keeps_foreign_state(called)
     calls = _inner_calls(operation, symbols) if getattr(called, "_layers", None) else []
     own = remat_cost.retained_bytes(called, inputs, outputs), remat_cost.computation(called, inputs, outputs)
-    inner = _summed(calls)
-    return Unit(name, max(own[0] + inner[0], inner[0]), own[1] + inner[1], fixed) if calls else Unit(name, *own, fixed)
+    inner, rounds = _summed(calls), remat_cost.rounds(called, inputs)
+    return Unit(name, own[0] + inner[0], own[1] + inner[1], fixed, rounds + sum(_rounds(call) for call in calls))
 
 
 def _inner_calls(operation: Any, symbols: dict[int, Any]) -> list[Any]:
@@ -106,6 +106,10 @@ def _summed(calls: Sequence[Any]) -> tuple[int, float]:
     return retained, sum(remat_cost.computation(call.layer, call.inputs, call.outputs) for call in leaves)
 
 
+def _rounds(call: Any) -> int:
+    return remat_cost.rounds(call.layer, call.inputs)
+
+
 def _computes_itself(layer: Any) -> bool:
     """Whether a layer that calls others keeps more than they do."""
     return isinstance(layer, (keras.layers.RNN, keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention))
@@ -120,7 +124,8 @@ def _chain_of_blocks(model: Any, x: Any) -> Chain:
         within = [call for call in calls if len(call.inside) > 1 and call.inside[1] is block]
         retained, cost = _summed([*own, *within])
         fixed = not own or keras_graph.keeps_foreign_state(block)
-        units.append(Unit(getattr(block, "path", None) or block.name, retained, cost, fixed))
+        rounds = sum(_rounds(call) for call in (*own, *within))
+        units.append(Unit(getattr(block, "path", None) or block.name, retained, cost, fixed, rounds))
         tensors.append(Tensor(place, place + 1, sum(remat_cost.nbytes(call.outputs) for call in own)))
     return Chain(tuple(units), tuple(tensors), joinable=False)
 

@@ -3,6 +3,9 @@
 Where the batch is not split, dropout stays on: seeds are part of what must agree. Where it is split, draws differ by part,
 so they are switched off, as in the test of separability. Moving averages and seeds are compared after the backward pass, so
 that one that recomputes must not move them again; a split batch is only trained where none depend on other samples.
+
+Precision is not exact. The other levers are proved without it, and how far it moves the gradients is measured and told:
+of the whole batch, with dropout off, whose draws depend on the dtype.
 """
 
 from __future__ import annotations
@@ -15,12 +18,18 @@ import numpy as np
 
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
-from memfit.levers import micro_batch
+from memfit.levers import micro_batch, precision
 from memfit.levers.pulled import pulled
 from memfit.records import Levers, Split
 
 _LEAST_GRADIENT = 1e-2
 """Gradients that vanish but for rounding (of a bias before BatchNormalization) are compared with this share of the largest."""
+
+
+_FURTHEST = 0.5
+"""Gradients in half precision further than this from float32's are not the same gradients with more rounding."""
+
+_MOST_HALVINGS = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +41,14 @@ class Verification:
         difference: The largest difference of a gradient or a state variable, relative to its norm; None where the model's
             own draws, which cannot be fixed, make two plain steps differ as well.
         reason: The finding, as a sentence.
+        precision_difference: How far the precision lever moves the gradients, relative to their norm; None where it is not
+            pulled, or cannot be told from the model's own draws.
     """
 
     agrees: bool
     difference: float | None
     reason: str
+    precision_difference: float | None = None
 
 
 def verified(model: Any, batch: Any, levers: Levers, split: Split | None, *, backend: Backend) -> Verification:
@@ -45,10 +57,22 @@ def verified(model: Any, batch: Any, levers: Levers, split: Split | None, *, bac
     Args:
         model: A built and compiled model whose step is Keras' own.
         batch: ``(x, y, sample_weight)`` of numpy arrays; a few samples.
-        levers: What the plan pulls.
+        levers: What the plan pulls. Precision among them is measured, not proved; the optimizer's state is neither.
         split: How the plan splits, at the size of a part of this batch; None where it does not.
         backend: The current backend.
     """
+    if levers == Levers(optimizer_state=levers.optimizer_state) and split is None:
+        return Verification(True, None, "gradients are the plain step's; the optimizer's moments are rounded to 8 bits")
+    levers = dataclasses.replace(levers, optimizer_state=None)
+    exact = dataclasses.replace(levers, precision=None)
+    proof = _exactly(model, batch, exact, split, backend=backend) if exact or split is not None else None
+    if levers.precision is None or (proof is not None and not proof.agrees):
+        return proof or _exactly(model, batch, exact, split, backend=backend)
+    return _with_precision(model, batch, levers, proof, backend)
+
+
+def _exactly(model: Any, batch: Any, levers: Levers, split: Split | None, *, backend: Backend) -> Verification:
+    """``verified`` for levers that keep the result."""
     with keras_seam.preserved_state(model), _settled(model, split):
         plain = _outcome(model, batch, None, backend)
         with pulled(model, levers, backend):
@@ -63,6 +87,45 @@ def verified(model: Any, batch: Any, levers: Levers, split: Split | None, *, bac
         )
         return Verification(False, found, reason)
     return Verification(True, found, f"exact: gradients and state agree with the plain step's to {found:.0e}")
+
+
+def _with_precision(
+    model: Any, batch: Any, levers: Levers, proof: Verification | None, backend: Backend
+) -> Verification:
+    """The proof of the other levers, with what all levers together do to the gradients of the whole batch."""
+    with keras_seam.preserved_state(model), keras_seam.without_dropout(model):
+        plain = micro_batch.gradients(model, batch, None, backend)
+        with pulled(model, levers, backend):
+            found = _relative(plain, _finite_gradients(model, batch, backend))
+        random = found > _FURTHEST and _relative(plain, micro_batch.gradients(model, batch, None, backend)) > _FURTHEST
+    said = [] if proof is None else [proof.reason]
+    difference = None if proof is None else proof.difference
+    if random:
+        said.append(f"{levers.precision}: not compared: two plain steps of the model differ by its own random draws")
+        return Verification(True, difference, "; ".join(said))
+    if found > _FURTHEST:
+        reason = f"{levers.text}: dropped, gradients differ from float32's by {found:.0%} on a tiny batch"
+        return Verification(False, difference, reason, found)
+    said.append(f"{levers.precision}: gradients differ from float32's by {found:.1%} on a tiny batch")
+    return Verification(True, difference, "; ".join(said), found)
+
+
+def _finite_gradients(model: Any, batch: Any, backend: Backend) -> list[Any]:
+    """The gradients at a loss scale under which none overflows, as after the first steps of a run."""
+    found = micro_batch.gradients(model, batch, None, backend)
+    for _ in range(_MOST_HALVINGS):
+        if all(np.isfinite(one).all() for one in found if one is not None) or not precision.lessen_scale(model):
+            break
+        found = micro_batch.gradients(model, batch, None, backend)
+    return found
+
+
+def _relative(expected: list[Any], actual: list[Any]) -> float:
+    """The distance of all gradients together, relative to their norm; infinite where one is not finite."""
+    pairs = [(a, b) for a, b in zip(expected[1:], actual[1:], strict=True) if a is not None and b is not None]
+    apart = sum(float(np.sum(np.square(np.asarray(a, "float64") - b))) for a, b in pairs)
+    norm = sum(float(np.sum(np.square(np.asarray(a, "float64")))) for a, _ in pairs)
+    return float(np.sqrt(apart / max(norm, 1e-60))) if np.isfinite(apart) else float("inf")
 
 
 @contextlib.contextmanager

@@ -33,7 +33,11 @@ def main(folder: Path) -> None:
     backend = backends.current()
     x, y, sample_weight = batch
     base = budgeting.reading().host_bytes
-    with Watcher() as watcher, pulled(model, job["levers"], backend), attached(model, job["split"], backend):
+    with (
+        Watcher() as watcher,
+        pulled(model, job["levers"], backend, trains=True),
+        attached(model, job["split"], backend),
+    ):
         for _ in range(_STEPS):
             model.fit(x, y, sample_weight=sample_weight, batch_size=keras_seam.flatten(x)[0].shape[0], verbose=0)
     (folder / "result.json").write_text(json.dumps({"base": base, "peak": watcher.peak.host_bytes}))

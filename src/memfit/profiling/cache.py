@@ -74,6 +74,7 @@ def key(model: Any, spec: Any, split: Split | None, kind: str, backend: Backend)
         repr(spec),
         repr(split),
         repr(keras_seam.remat_of(model)),
+        repr(keras_seam.precision_of(model)),
         kind,
         backend.name,
         getattr(sys.modules.get(backend.name), "__version__", ""),

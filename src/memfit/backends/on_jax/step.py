@@ -18,7 +18,7 @@ from memfit.backends import host_allocator, keras_seam
 from memfit.backends.shares import Shares
 from memfit.records import Remat, Split
 
-_Arrangement = tuple[Split | None, Remat | None]
+_Arrangement = tuple[Split | None, Remat | None, str | None]
 
 _PREPARED = "_memfit_prepared_steps"
 
@@ -58,22 +58,26 @@ def compiles_whole(model: Any) -> bool:
 
 
 def prepare(model: Any, split: Split | None) -> Step | PlainStep:
-    """A new step that the next ``attach`` with this split and the model's present rematerialization takes.
+    """A new step that the next ``attach`` with this split and the levers that are on the model now takes.
 
     Compiled functions are included. It is dropped where the model is compiled again before that.
     """
     marks, steps = getattr(model, _PREPARED, (None, {}))
     step = _new_step(model, split)
     kept: dict[_Arrangement, Any] = steps if _same(marks, keras_seam.compile_marks(model)) else {}
-    arrangement = split, keras_seam.remat_of(model)
-    keras_seam.set_attribute(model, _PREPARED, (keras_seam.compile_marks(model), {**kept, arrangement: step}))
+    kept = {**kept, _arrangement(model, split): step}
+    keras_seam.set_attribute(model, _PREPARED, (keras_seam.compile_marks(model), kept))
     return step
 
 
 def _take_prepared(model: Any, split: Split | None) -> Step | PlainStep | None:
     """The step that the analysis prepared; it and those for other arrangements are kept no longer."""
     marks, steps = vars(model).pop(_PREPARED, (None, {}))
-    return steps.get((split, keras_seam.remat_of(model))) if _same(marks, keras_seam.compile_marks(model)) else None
+    return steps.get(_arrangement(model, split)) if _same(marks, keras_seam.compile_marks(model)) else None
+
+
+def _arrangement(model: Any, split: Split | None) -> _Arrangement:
+    return split, keras_seam.remat_of(model), keras_seam.precision_of(model)
 
 
 def _same(marks: tuple[Any, ...] | None, others: tuple[Any, ...]) -> bool:

@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from memfit.backends.around import Around, Wrapper
-from memfit.backends.on_tensorflow import analysis, bound, memory, oom, remat, step
+from memfit.backends.half_precision import HalfPrecision
+from memfit.backends.on_tensorflow import analysis, bound, memory, oom, precision, remat, slots, step
 from memfit.backends.on_tensorflow.around import TensorFlowAround
-from memfit.backends.protocol import PureFunction, StepKind
+from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
 
@@ -49,8 +50,17 @@ class _TensorFlow:
     def fresh_train_function(self, model: Any) -> Any | None:
         return None
 
+    def half_precision(self) -> HalfPrecision:
+        return precision.of_devices()
+
     def step_costs(self) -> StepCosts:
-        return StepCosts(part=0.01, recomputation=0.4)
+        return StepCosts(recomputation=0.4, part_seconds=1e-3, layer_seconds=2e-4, efficiency=0.5)
+
+    def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> Any:
+        return slots.update_in_chunks(update, gradient, chunks, after=after)
+
+    def hold(self, variable: Any, value: Any) -> None:
+        slots.hold(variable, value)
 
 
 backend = _TensorFlow()

@@ -20,6 +20,7 @@ from memfit.backends import keras_seam
 from memfit.backends.on_torch import workspace
 from memfit.backends.on_torch.c_heap import CHeap
 from memfit.backends.on_torch.live_storages import LiveStorages, fake_mode
+from memfit.backends.on_torch.memory import mapped_block
 from memfit.backends.on_torch.step import MicroBatchedStep
 from memfit.backends.on_torch.whereabouts import Whereabouts
 from memfit.backends.protocol import StepKind
@@ -75,7 +76,8 @@ def _run(model: Any, batch: Any, split: Split | None, kind: StepKind) -> LiveSto
     device = keras.ops.convert_to_tensor(0).device
     training = kind == "train"
     where = Whereabouts()
-    live = LiveStorages(workspace.for_device(device.type), where, CHeap() if device.type == "cpu" else None)
+    heap = CHeap() if device.type == "cpu" else None
+    live = LiveStorages(workspace.for_device(device.type), where, heap, mapped_block(model))
     with contextlib.ExitStack() as stack:
         stack.enter_context(fake_mode())
         stack.enter_context(_mode(model, training=training))

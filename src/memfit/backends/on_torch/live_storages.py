@@ -30,6 +30,12 @@ class LiveStorages(TorchDispatchMode):
     Enter it inside a ``FakeTensorMode``. Views share a storage and count once. Tensors that are real - random seeds, which
     the code reads as numbers - stay real.
 
+    Args:
+        workspace: What an operator's kernel takes by itself.
+        where: Follows the step, for ``moment``.
+        heap: The C library's heap, where tensors lie on it.
+        mapped_block: Bytes from which a tensor has pages of its own instead.
+
     Attributes:
         live: Bytes alive now.
         peak: The highest ``live`` so far, the heap's gaps and the workspace of the operator that ran then included.
@@ -38,7 +44,13 @@ class LiveStorages(TorchDispatchMode):
         heap_peak: The furthest that the heap reached.
     """
 
-    def __init__(self, workspace: Workspace, where: Whereabouts | None = None, heap: CHeap | None = None) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        where: Whereabouts | None = None,
+        heap: CHeap | None = None,
+        mapped_block: int = LARGE_BLOCK,
+    ) -> None:
         super().__init__()
         self.live = 0
         self.peak = 0
@@ -46,6 +58,7 @@ class LiveStorages(TorchDispatchMode):
         self.moment: Moment | None = None
         self.heap_peak = 0
         self._heap = heap
+        self._mapped_block = mapped_block
         self._on_heap = 0
         self._workspace_of = workspace
         self._where = where
@@ -89,7 +102,7 @@ class LiveStorages(TorchDispatchMode):
         if known is not None and known() is storage:
             return
         size = storage.nbytes()
-        heap = self._heap if 0 < size < LARGE_BLOCK else None
+        heap = self._heap if 0 < size < self._mapped_block else None
         blocks = () if heap is None else heap.take(size)
 
         def ended(reference: Any) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
+import keras
 import torch
 from keras import ops
 
-from memfit.backends import host_allocator
+from memfit.backends import host_allocator, keras_seam
 from memfit.records import DeviceMemory
 
 
@@ -37,6 +39,16 @@ def release() -> None:
     elif kind == "mps":
         torch.mps.empty_cache()
     host_allocator.trim()
+
+
+def mapped_block(model: Any) -> int:
+    """The size in bytes from which blocks get pages of their own on the CPU while the model trains.
+
+    The backward pass of a recurrent layer makes large tensors at each time step: pages of their own for each of them were
+    seen to make an LSTM's step three times as long.
+    """
+    recurrent = any(isinstance(layer, keras.layers.RNN) for layer in keras_seam.flat_layers(model))
+    return host_allocator.LARGEST_HEAP_BLOCK if recurrent else host_allocator.LARGE_BLOCK
 
 
 def device_type() -> str:

@@ -10,6 +10,7 @@ import keras
 import torch
 
 from memfit.backends import host_allocator, keras_seam
+from memfit.backends.on_torch.memory import mapped_block
 from memfit.backends.shares import Shares
 from memfit.records import Split
 
@@ -26,7 +27,7 @@ def attach(model: Any, split: Split | None) -> Callable[[], None]:
     if split is not None:
         keras_seam.set_attribute(model, "train_function", _train_function(MicroBatchedStep(model, split)))
     on_cpu = keras.ops.convert_to_tensor(0).device.type == "cpu"
-    restore_heap = host_allocator.map_large_blocks() if on_cpu else None
+    restore_heap = host_allocator.map_large_blocks(mapped_block(model)) if on_cpu else None
 
     def detach() -> None:
         if restore_heap is not None:
