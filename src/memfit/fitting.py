@@ -227,6 +227,7 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
         fixed=wanted,
         probe=asked.probe,
         quiet=arguments.get("verbose") == 0,
+        validation_batch_size=arguments.get("validation_batch_size"),
     )
     was_built = keras_seam.is_built(model)
     decision = deciding.decide(model, found, request, backend=backend)
