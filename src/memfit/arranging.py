@@ -54,6 +54,7 @@ class Request:
         fixed: The plan to follow, where one was passed.
         probe: Whether a trial in a child process confirms the plan; None where the analysis is weak.
         quiet: Whether to show nothing while it takes long.
+        validation_batch_size: Samples of a validation step, where another number than the training step's was asked for.
     """
 
     budget: Budget
@@ -62,6 +63,7 @@ class Request:
     fixed: Plan | None = None
     probe: bool | None = None
     quiet: bool = False
+    validation_batch_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +112,11 @@ class Arrangements:
         Raises:
             DoesNotFitError: Nothing does.
         """
-        batch_size, budget = self._batches.batch_size or 1, self._request.budget
+        budget = self._request.budget
         ceiling = budget.limiting_bytes if ceiling is None else ceiling
         whole = self.prediction.peak(None)
         profile = self.prediction.profile(whole)
-        fits, _ = self.prediction.forward_batch_size("test", batch_size, ceiling)
-        validation = None if fits >= batch_size else max(1, fits)
+        validation = self.validation_batch_size(ceiling)
         if whole.upper <= ceiling:
             reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
             plan = planner.plain(self._batches.batch_size, budget, whole, reason)
@@ -126,6 +127,12 @@ class Arrangements:
         finding = self.separability() if split is not None else None
         findings = () if finding is None else (("separability", finding.reason),)
         return Decision(plan, split, profile, findings, arrangements=self)
+
+    def validation_batch_size(self, ceiling: int) -> int | None:
+        """Samples of a validation step that fit, where those that were asked for do not; None to leave it."""
+        wanted = self._request.validation_batch_size or self._batches.batch_size or 1
+        fits, _ = self.prediction.forward_batch_size("test", wanted, ceiling)
+        return None if fits >= wanted else max(1, fits)
 
     def _under(self, ceiling: int, whole: Estimate, profile: Profile) -> tuple[Plan, Split | None]:
         """The plan under a ceiling that the plain step is above, and its split."""

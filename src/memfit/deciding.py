@@ -206,7 +206,8 @@ def _found(model: Any, batches: Batches, request: Request, backend: Backend) -> 
     crude = prediction.crude()
     if request.probe is not True and (crude.upper * _ROOMY <= ceiling or crude.upper - crude.margin < 0):
         reason = f"it fits by far: {text(crude.upper)} at most of {text(ceiling)}"
-        return Decision(planner.plain(batches.batch_size, request.budget, crude, reason))
+        plan = planner.plain(batches.batch_size, request.budget, crude, reason)
+        return Decision(dataclasses.replace(plan, validation_batch_size=arrangements.validation_batch_size(ceiling)))
     decision = arrangements.fastest()
     weak = prediction.is_weak(decision.split, decision.plan.levers)
     for _ in range(_MOST_TRIALS if (weak if request.probe is None else request.probe) else 0):

@@ -290,6 +290,7 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
         fixed=wanted,
         probe=asked.probe,
         quiet=arguments.get("verbose") == 0,
+        validation_batch_size=arguments.get("validation_batch_size"),
     )
     was_built = keras_seam.is_built(model)
     decision = deciding.decide(model, found, request, backend=backend)
@@ -348,7 +349,7 @@ def _executed(model: Any, prepared: _Prepared, watcher: Watcher, log: _Log) -> t
     with Arranged(model, prepared.backend) as arranged:
         run = _Run(model, prepared, arranged, log)
         try:
-            attention = Attention(watcher, prepared.backend, smaller=run.put_smaller, log=log.add)
+            attention = Attention(watcher, prepared.backend, smaller=run.put_half, log=log.add)
             with run.recovering(), _also_called(prepared.arguments, attention) as arguments:
                 return model.fit(**arguments), run.decision
         except OutOfMemoryError:
@@ -403,6 +404,11 @@ class _Run:
         self._arranged.put(decision.plan.levers, decision.split, analysed=decision.profile is not None)
         self.decision = decision
 
+    def put_half(self, reason: str) -> bool:
+        """As ``put_smaller``, without predictions: those take memory, just where there is little."""
+        self.decision = dataclasses.replace(self.decision, halving=True)
+        return self.put_smaller(reason)
+
     def put_smaller(self, reason: str) -> bool:
         """Puts a smaller plan on the model, between two of its steps or inside one that failed; False where there is none."""
         smaller: Decision | None = None
@@ -413,7 +419,7 @@ class _Run:
             try:
                 smaller = self._prepared.shrink(self.decision)
             except Exception as error:
-                # Planning takes memory itself, just where there is little.
+                # Planning takes memory itself.
                 if not isinstance(error, DoesNotFitError) and not self._prepared.backend.is_out_of_memory(error):
                     raise
             self._put(smaller or self.decision)

@@ -329,3 +329,26 @@ def test_examples_run() -> None:
     results = doctest.testmod(evaluating)
     assert results.attempted
     assert not results.failed
+
+
+def test_a_validation_batch_of_its_own_is_planned(only_fits: Any) -> None:
+    only_fits(5)
+    sizes: list[int] = []
+
+    class Validated(keras.callbacks.Callback):
+        def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+            sizes.append(batch)
+
+    model, plain = mlp(), mlp()
+    arguments = {
+        "batch_size": 4,
+        "validation_data": (X, Y),
+        "validation_batch_size": 37,
+        "verbose": 0,
+        "shuffle": False,
+    }
+    ours = memfit.fit(model, X[:8], Y[:8], **arguments, callbacks=[Validated()])
+    expected = plain.fit(X[:8], Y[:8], **arguments)
+    assert ours.memfit.plan.validation_batch_size == 5
+    assert max(sizes) == 7
+    np.testing.assert_allclose(ours.history["val_loss"], expected.history["val_loss"], rtol=1e-5)

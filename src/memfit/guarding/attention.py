@@ -5,7 +5,7 @@ to the kernel's limit (control group, machine, resource limits), against what st
 between them. A run that uses its budget to the last MiB, as it was planned to, is left alone.
 
 - Soft mark: room for less than two such steps, or programs waiting for memory. Garbage is collected, caches and freed
-  pages go back to the system, at most every ten seconds.
+  pages go back to the system, at most every ten seconds, and ever more seldom where it does not help.
 - Hard mark: room for less than one. After a release that does not help, the plan is made smaller; where there is no smaller
   one and next to nothing is left, training ends with an error while the weights are whole.
 """
@@ -29,6 +29,7 @@ from memfit.guarding.watch import Watcher
 
 INTERVAL = 0.5
 _RELEASE_INTERVAL = 10.0
+_LONGEST_RELEASE_INTERVAL = 640.0
 _NEEDS_FORGOTTEN = 0.98
 """What a step was seen to take fades, look by look, so that one odd batch does not count for ever."""
 
@@ -71,6 +72,8 @@ class Attention(keras.callbacks.Callback):
         self._batches_per_epoch: int | None = None
         self._next_look = 0.0
         self._next_release = 0.0
+        self._release_interval = _RELEASE_INTERVAL
+        self._survived = 0
         self._level = 0
         self._need = 0.0
         self._start: Ceiling | None = None
@@ -95,7 +98,9 @@ class Attention(keras.callbacks.Callback):
     def _look(self, now: float) -> None:
         held = self._watcher.held()
         if self._level:
-            self._need = max(_NEEDS_FORGOTTEN * self._need, float(self._watcher.take_window_peak() - self._level))
+            peak = self._watcher.take_window_peak()
+            self._need = max(_NEEDS_FORGOTTEN * self._need, float(peak - self._level))
+            self._survived = max(self._survived, peak)
         self._level = held
         self._levels.add(self._num_batches, held)
         ceiling = host_ceiling()
@@ -107,9 +112,16 @@ class Attention(keras.callbacks.Callback):
         if room >= 2 * self._need + reserve and not stalled:
             return
         if now >= self._next_release:
-            self._next_release = now + _RELEASE_INTERVAL
-            room += self._released(held)
-        if room < self._need + reserve:
+            freed = self._released(held)
+            room += freed
+            helped = freed >= reserve
+            self._release_interval = (
+                _RELEASE_INTERVAL if helped else min(2 * self._release_interval, _LONGEST_RELEASE_INTERVAL)
+            )
+            self._next_release = now + self._release_interval
+        # What went through before goes through again where nothing else has changed, however little room it leaves.
+        unknown = reserve if self._level + self._need > self._survived else 0
+        if room < self._need + unknown:
             self._short(room, reserve)
 
     def _released(self, held: int) -> int:
