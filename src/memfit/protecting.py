@@ -13,6 +13,9 @@ from memfit.guarding import interception
 PROTECTED = {"fit": None, "evaluate": ("budget",), "predict": ("budget",)}
 """Methods of ``keras.Model`` that go through memfit's function of that name, and the options that are for it (None: all)."""
 
+_DATA = ("x", "validation_data")
+"""Arguments that may be iterators of an ``ImageDataGenerator``: memfit's own data set of the same distribution is faster."""
+
 _lock = threading.Lock()
 _options: list[dict[str, Any]] = []
 _put_back: Callable[[], None] | None = None
@@ -70,7 +73,16 @@ def _protected(name: str, model: Any, *args: Any, **arguments: Any) -> Any:
     options = {key: value for key, value in _options[-1].items() if names is None or key in names}
     with interception.suspended():
         ours = getattr(fitting if name == "fit" else evaluating, name)
+        args = (*map(_translated, args[:1]), *args[1:])
+        arguments = {key: _translated(one) if key in _DATA else one for key, one in arguments.items()}
         return ours(model, *args, **{**options, **arguments})
+
+
+def _translated(data: Any) -> Any:
+    from memfit.data.image_generator import translated
+
+    made, _ = translated(data)
+    return data if made is None else made
 
 
 def load_ipython_extension(shell: Any) -> None:
