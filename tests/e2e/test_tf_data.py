@@ -28,9 +28,10 @@ def growth(kind: str, folder: Path) -> tuple[int, int]:
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
 def test_a_pipeline_of_192_mib_holds_its_share_of_32(tmp_path: Path) -> None:
-    assert growth("plain", tmp_path)[1] > 192 * MIB
+    plain = growth("plain", tmp_path)[1]
+    assert plain > 160 * MIB
     num_findings, grown = growth("bounded", tmp_path)
     assert num_findings == 2
-    # TensorFlow's threads and the first call of each operation take some tens of MiB in both.
-    assert grown < 100 * MIB
+    # TensorFlow's threads, its readers of the cache file and the first call of each operation take some tens of MiB.
+    assert grown < min(120 * MIB, plain - 60 * MIB)
     assert list(tmp_path.iterdir()) == []
