@@ -38,10 +38,8 @@ class Disturbs(keras.callbacks.Callback):
 
 def model(name: str) -> Any:
     glorot = keras.initializers.GlorotUniform
-    layers = [keras.layers.Dense(4, activation="tanh", kernel_initializer=glorot(1)), keras.layers.Dropout(0.2, seed=4)]
-    built = keras.Sequential(
-        [keras.Input((4,)), *layers, keras.layers.Dense(1, kernel_initializer=glorot(2))], name=name
-    )
+    layers = [keras.layers.Dense(units, kernel_initializer=glorot(units)) for units in (4, 1)]
+    built = keras.Sequential([keras.Input((4,)), *layers], name=name)
     built.compile("adam", "mse")
     return built
 
