@@ -10,7 +10,7 @@ from typing import Any
 
 from memfit import backends, budgeting, deciding, isolating
 from memfit.arranging import Request
-from memfit.backends import keras_seam
+from memfit.backends import keras_data, keras_seam
 from memfit.carrying_out import Prepared, carried_out
 from memfit.data import given as given_data
 from memfit.errors import ArgumentError
@@ -305,7 +305,7 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
 def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:
     """memfit has built the model, which ``fit`` would have done after one draw for the order of the samples."""
     share = arguments.get("validation_split") or 0.0
-    keras_seam.skip_build_draw(
+    keras_data.skip_build_draw(
         int(found.num_samples * (1.0 - share)) if found.num_samples else 0,
         batch_size=arguments.get("batch_size"),
         steps=arguments.get("steps_per_epoch"),

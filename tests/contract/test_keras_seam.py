@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from memfit.backends import keras_graph, keras_saving, keras_seam
+from memfit.backends import keras_data, keras_graph, keras_losses, keras_optimizer, keras_saving, keras_seam
 from memfit.records import TensorSpec
 
 
@@ -57,8 +57,8 @@ def test_the_compiled_loss_keeps_named_entries_and_metrics() -> None:
 
 
 def test_fit_accepts_a_data_adapter() -> None:
-    adapter = keras_seam.array_order(4, batch_size=2, steps=None, shuffle=False)
-    assert isinstance(adapter, keras_seam.DataAdapter), gone("trainers.data_adapters")
+    adapter = keras_data.array_order(4, batch_size=2, steps=None, shuffle=False)
+    assert isinstance(adapter, keras_data.DataAdapter), gone("trainers.data_adapters")
     assert [list(np.asarray(b)) for b in adapter.get_numpy_iterator()] == [[0, 1], [2, 3]], gone("ArrayDataAdapter")
 
 
@@ -72,7 +72,7 @@ def test_the_number_of_batches_is_what_fit_tells_its_callbacks() -> None:
 
     for arguments in ({"batch_size": 4}, {"batch_size": 4, "validation_split": 0.3}, {"steps_per_epoch": 2}):
         built().fit(x, y, verbose=0, callbacks=[Told()], **arguments)
-        found = keras_seam.num_batches({"x": x, "y": y, **arguments})
+        found = keras_data.num_batches({"x": x, "y": y, **arguments})
         assert found == seen[-1], gone("trainers.data_adapters.get_data_adapter")
 
 
@@ -111,16 +111,16 @@ def test_overrides_tells_the_users_methods_from_keras() -> None:
 
 def test_losses_can_be_overridden_and_come_back() -> None:
     model = built()
-    with keras_seam.overridden_losses(model, ["mine"]):
+    with keras_losses.overridden_losses(model, ["mine"]):
         assert model.losses == ["mine"], gone("Layer._losses_override")
     assert len(model.losses) == 1
-    assert keras_seam.num_weight_losses(model) == 1
+    assert keras_losses.num_weight_losses(model) == 1
 
 
 def test_masks_travel_with_tensors() -> None:
     outputs = keras.layers.Embedding(3, 2, mask_zero=True)(np.array([[1, 0]]))
-    assert keras_seam.mask_of(outputs) is not None, gone("get_keras_mask")
-    weight = keras_seam.weight_of_entries(None, keras_seam.mask_of(outputs), dtype="float32")
+    assert keras_losses.mask_of(outputs) is not None, gone("get_keras_mask")
+    weight = keras_losses.weight_of_entries(None, keras_losses.mask_of(outputs), dtype="float32")
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), [[1.0, 0.0]])
 
 
@@ -201,7 +201,7 @@ def test_an_adam_has(name: str) -> None:
 def test_excluded_weights_are_kept_as_a_set_and_a_pattern() -> None:
     adam, other = keras.optimizers.AdamW(), keras.optimizers.AdamW()
     adam.exclude_from_weight_decay(var_names=["bias"])
-    keras_seam.share_progress(adam, other)
+    keras_optimizer.share_progress(adam, other)
     for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
         assert getattr(other, name) is getattr(adam, name), gone(f"BaseOptimizer.{name}")
     other.build(built().trainable_variables)
@@ -212,7 +212,7 @@ def test_another_optimizer_goes_inside_a_loss_scale_optimizer() -> None:
     model, other = built(), keras.optimizers.SGD()
     model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse")
     outer, inner, marks = model.optimizer, model.optimizer.inner_optimizer, keras_seam.compile_marks(model)
-    with keras_seam.replaced_optimizer(model, other):
+    with keras_optimizer.replaced_optimizer(model, other):
         assert model.optimizer is outer
         assert outer.inner_optimizer is other, gone("LossScaleOptimizer.inner_optimizer")
         assert any(a is not b for a, b in zip(marks, keras_seam.compile_marks(model), strict=True))

@@ -12,7 +12,7 @@ import pytest
 from keras import layers, optimizers
 
 from memfit import backends
-from memfit.backends import keras_seam
+from memfit.backends import keras_optimizer, keras_seam
 from memfit.executing import attached
 from memfit.levers import block_code, optimizer_state
 from memfit.levers.eight_bit_adam import EightBitAdam, EightBitAdamW
@@ -59,7 +59,7 @@ def held(variables: list[Any]) -> int:
 
 
 def slots(adam: Any) -> list[Any]:
-    return [variable for pair in keras_seam.adam_moments(adam) for variable in pair]
+    return [variable for pair in keras_optimizer.adam_moments(adam) for variable in pair]
 
 
 # The optimizer
@@ -169,8 +169,8 @@ def test_forth_and_back_the_optimizer_is_the_very_object_and_goes_on() -> None:
     assert held(slots(adam)) == before
     assert held([v for moments in stand_in.moments for v in moments.variables]) == 0
     assert int(adam.iterations) == 4 * N // BATCH
-    first, second = keras_seam.adam_moments(adam)[0]
-    theirs, squares = keras_seam.adam_moments(expected.optimizer)[0]
+    first, second = keras_optimizer.adam_moments(adam)[0]
+    theirs, squares = keras_optimizer.adam_moments(expected.optimizer)[0]
     assert np.corrcoef(values([first])[0].ravel(), values([theirs])[0].ravel())[0, 1] > 0.99
     assert np.corrcoef(values([second])[0].ravel(), values([squares])[0].ravel())[0, 1] > 0.99
     assert fitted(model) == pytest.approx(fitted(expected), rel=0.02)

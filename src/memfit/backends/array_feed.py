@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from memfit.backends import keras_seam
+from memfit.backends import keras_data, keras_seam
 
 COPY_LIMIT = 16 * 1024**2
 """Up to this many bytes arrays go the plain way: two copies of them are lost in the noise."""
@@ -28,7 +28,7 @@ def copied_bytes(structure: Any) -> int:
     return sum(leaf.nbytes for leaf in leaves if copies_all or _fed_dtype(leaf) != leaf.dtype)
 
 
-class ArrayFeed(keras_seam.DataAdapter):
+class ArrayFeed(keras_data.DataAdapter):
     """Numpy arrays or memory maps for ``fit`` and ``evaluate``, one batch at a time.
 
     Args:
@@ -41,7 +41,7 @@ class ArrayFeed(keras_seam.DataAdapter):
     def __init__(self, arrays: Any, *, batch_size: int | None, steps: int | None, shuffle: Any) -> None:
         self._arrays = tuple(arrays)
         self.num_samples = int(keras_seam.flatten(arrays)[0].shape[0])
-        self._order = keras_seam.array_order(self.num_samples, batch_size=batch_size, steps=steps, shuffle=shuffle)
+        self._order = keras_data.array_order(self.num_samples, batch_size=batch_size, steps=steps, shuffle=shuffle)
 
     def gather(self, indices: Any) -> tuple[Any, ...]:
         """The batch of some samples: ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)`` of arrays of their own."""

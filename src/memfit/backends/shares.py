@@ -16,7 +16,7 @@ from typing import Any
 
 from keras import ops
 
-from memfit.backends import keras_seam
+from memfit.backends import keras_losses, keras_seam
 from memfit.records import Split
 
 
@@ -46,8 +46,8 @@ class Shares:
         """Whether some denominator may depend on the data, so that ``counts`` must run first."""
         if self._own_loss:
             return False
-        losses = keras_seam.compiled_losses(self._model)
-        return any(loss.reduction == "mean_with_sample_weight" for loss in losses) or keras_seam.makes_masks(
+        losses = keras_losses.compiled_losses(self._model)
+        return any(loss.reduction == "mean_with_sample_weight" for loss in losses) or keras_losses.makes_masks(
             self._model
         )
 
@@ -63,7 +63,10 @@ class Shares:
 
             return call
 
-        with keras_seam.replaced_losses(self._model, count), keras_seam.overridden_losses(self._model, [ops.zeros(())]):
+        with (
+            keras_losses.replaced_losses(self._model, count),
+            keras_losses.overridden_losses(self._model, [ops.zeros(())]),
+        ):
             keras_seam.compute_loss(self._model, x, y, y_pred, sample_weight)
         return found
 
@@ -96,8 +99,8 @@ class Shares:
             return call
 
         with (
-            keras_seam.replaced_losses(self._model, scaled),
-            keras_seam.overridden_losses(self._model, self._scaled_losses(losses, fraction)),
+            keras_losses.replaced_losses(self._model, scaled),
+            keras_losses.overridden_losses(self._model, self._scaled_losses(losses, fraction)),
         ):
             total = keras_seam.compute_loss(self._model, x, y, y_pred, sample_weight)
         return Share(total, outputs)
@@ -112,13 +115,13 @@ class Shares:
             known_samples: The same, or None where the traced shape does not know it.
         """
         if (
-            any(loss.reduction in (None, "none") for loss in keras_seam.compiled_losses(self._model))
+            any(loss.reduction in (None, "none") for loss in keras_losses.compiled_losses(self._model))
             and not self._own_loss
         ):
             # A loss per sample is minimised by its sum and shown by its mean.
             samples = ops.cast(num_samples, total.dtype)
             total, outputs = total / samples, [value / samples for value in outputs]
-        keras_seam.update_loss_metrics(self._model, total, outputs, num_samples, known_samples)
+        keras_losses.update_loss_metrics(self._model, total, outputs, num_samples, known_samples)
 
     def _scale(self, loss: Any, value: Any, entries: Any, fraction: Any, counted: tuple[Any, Any, Any]) -> Any:
         y_pred, sample_weight, total_count = counted
@@ -138,7 +141,7 @@ class Shares:
 
     def _scaled_losses(self, losses: list[Any], fraction: Any) -> list[Any]:
         """``model.losses`` with each weight regularizer, and each call's loss that is a mean, scaled by n_i / N."""
-        num_call_losses = len(losses) - keras_seam.num_weight_losses(self._model)
+        num_call_losses = len(losses) - keras_losses.num_weight_losses(self._model)
         return [
             loss
             if index < num_call_losses and self._split.call_losses == "sum"
@@ -180,11 +183,11 @@ def _denominator(loss: Any, entries: Any | None, y_pred: Any, sample_weight: Any
     """What Keras divides the part's summed loss by, up to a constant factor; None where that is the number of entries."""
     if entries is None or len(entries.shape) == 0 or loss.reduction in (None, "none", "sum"):
         return None
-    masks = [m for m in (keras_seam.mask_of(y_pred), keras_seam.mask_of(entries)) if m is not None]
+    masks = [m for m in (keras_losses.mask_of(y_pred), keras_losses.mask_of(entries)) if m is not None]
     if loss.reduction == "mean_with_sample_weight" and (masks or sample_weight is not None):
         mask = ops.logical_and(*masks) if len(masks) == 2 else (masks[0] if masks else None)
         weight = None if sample_weight is None else ops.convert_to_tensor(_copied(sample_weight), dtype=loss.dtype)
-        return ops.sum(keras_seam.weight_of_entries(weight, mask, dtype=loss.dtype))
+        return ops.sum(keras_losses.weight_of_entries(weight, mask, dtype=loss.dtype))
     if not masks:
         return None
     mask = ops.logical_and(*masks) if len(masks) == 2 else masks[0]

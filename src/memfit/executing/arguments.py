@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from memfit.backends import keras_seam
+from memfit.backends import keras_losses, keras_seam
 from memfit.errors import ArgumentError
 from memfit.records import Plan
 
@@ -79,8 +79,8 @@ def with_synthetic_data(
         shape = shape_of[id(tensor)]
         return np.broadcast_to(np.zeros((1, *shape), tensor.dtype), (batch_size, *shape))
 
-    x = keras_seam.map_leaves(zeros, keras_seam.input_structure(model))
-    return {**arguments, "x": x, "y": keras_seam.synthetic_targets(model, x), "batch_size": batch_size}
+    x = keras_seam.map_leaves(zeros, keras_losses.input_structure(model))
+    return {**arguments, "x": x, "y": keras_losses.synthetic_targets(model, x), "batch_size": batch_size}
 
 
 def _is_within(shape: tuple[int | None, ...], declared: tuple[int | None, ...]) -> bool:

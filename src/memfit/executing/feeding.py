@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from memfit.backends import keras_seam
+from memfit.backends import keras_data, keras_seam
 from memfit.backends.array_feed import COPY_LIMIT, ArrayFeed, copied_bytes
 from memfit.errors import ArgumentError
 from memfit.units import text
@@ -62,7 +62,7 @@ def _train_feed(arguments: dict[str, Any]) -> ArrayFeed:
     if arguments.get("class_weight") is not None:
         if sample_weight is not None:
             raise ArgumentError("Pass `class_weight` or `sample_weight`, not both. Received: both.")
-        sample_weight = keras_seam.class_weights(y, arguments["class_weight"])
+        sample_weight = keras_data.class_weights(y, arguments["class_weight"])
     elif sample_weight is not None and keras.tree.is_nested(y) and not keras.tree.is_nested(sample_weight):
         sample_weight = keras_seam.map_leaves(lambda _: sample_weight, y)
     return ArrayFeed(

@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from memfit.backends import keras_seam, random_state
+from memfit.backends import keras_data, keras_seam, random_state
 from memfit.backends.protocol import Backend
 from memfit.errors import ArgumentError, SnapshotError
 from memfit.guarding import run_state
@@ -381,7 +381,7 @@ def described(arguments: dict[str, Any]) -> dict[str, Any]:
         "batch_size": _whole(arguments.get("batch_size")),
         "initial_epoch": int(arguments.get("initial_epoch") or 0),
         "steps_per_epoch": _whole(arguments.get("steps_per_epoch")),
-        "num_batches": None if isinstance(x, types.GeneratorType) else keras_seam.num_batches(arguments),
+        "num_batches": None if isinstance(x, types.GeneratorType) else keras_data.num_batches(arguments),
         "shuffle": shuffle if isinstance(shuffle, str) else bool(shuffle),
     }
 
@@ -430,7 +430,7 @@ def _callback_list(model: Any, arguments: dict[str, Any]) -> Any:
         add_progbar=verbose != 0,
         verbose=verbose,
         epochs=arguments.get("epochs", 1),
-        steps=None if generated else keras_seam.num_batches(arguments),
+        steps=None if generated else keras_data.num_batches(arguments),
         model=model,
     )
 

@@ -21,7 +21,7 @@ import keras
 from keras import ops
 
 from memfit import backends
-from memfit.backends import keras_seam
+from memfit.backends import keras_optimizer
 from memfit.backends.protocol import Chunks
 from memfit.levers.block_code import coded_moments, in_blocks, is_coded, num_blocks, strides
 from memfit.levers.quantile_code import SIGNED, UNSIGNED, DynamicCode
@@ -90,7 +90,7 @@ class EightBitAdam(keras.optimizers.Optimizer):
         """Updates the variables, the last first: theirs are the gradients that a backward pass has first."""
         grads = list(grads)
         if trainable_variables is None:
-            trainable_variables = keras_seam.optimized_variables(self) if len(grads) else []
+            trainable_variables = keras_optimizer.optimized_variables(self) if len(grads) else []
         trainable_variables = list(trainable_variables)
         if not self.built and trainable_variables:
             self.build(trainable_variables)
@@ -102,7 +102,7 @@ class EightBitAdam(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable and its moments, in chunks of rows."""
-        moments = self.moments[keras_seam.optimizer_index(self, variable)]
+        moments = self.moments[keras_optimizer.optimizer_index(self, variable)]
         assert moments is not None  # Keras itself assigns variables that are overwritten with their gradients
         local_step = ops.cast(self.iterations + 1, "float32")
         corrections = [1 - ops.power(ops.cast(beta, "float32"), local_step) for beta in (self.beta_1, self.beta_2)]

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from memfit.backends import host_allocator, keras_seam
+from memfit.backends import host_allocator, keras_losses, keras_seam
 from memfit.backends.protocol import Backend
 from memfit.records import Split
 
@@ -80,8 +80,8 @@ def separability(model: Any, batch: Any, backend: Backend) -> Separability:
 
 def _exact_separability(model: Any, batch: Any, part: int, reference: Any) -> Separability:
     whole, backend = reference
-    call_losses = ("mean", "sum") if keras_seam.has_call_losses(model) else ("mean",)
-    scalar_losses = ("mean", "sum") if keras_seam.may_be_scalar(model) else ("mean",)
+    call_losses = ("mean", "sum") if keras_losses.has_call_losses(model) else ("mean",)
+    scalar_losses = ("mean", "sum") if keras_losses.may_be_scalar(model) else ("mean",)
     smallest = float("inf")
     for call, scalar in itertools.product(call_losses, scalar_losses):
         split = Split(part, call_losses=call, scalar_losses=scalar)

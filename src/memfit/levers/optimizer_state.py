@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from memfit.backends import keras_seam
+from memfit.backends import keras_optimizer, keras_seam
 from memfit.backends.protocol import Backend
 from memfit.levers.block_code import from_kept, state_bytes, to_kept
 from memfit.levers.eight_bit_adam import EightBitAdam, EightBitAdamW
@@ -86,7 +86,7 @@ def saved_bytes(model: Any) -> int:
         model: A compiled and built model without a ``blocked_reason``.
     """
     saved = 0
-    for pair in keras_seam.adam_moments(_adam(model)):
+    for pair in keras_optimizer.adam_moments(_adam(model)):
         if pair is not None:
             width = 2 if keras_seam.dtype_name(pair[0]) in ("bfloat16", "float16") else 4
             saved += 2 * width * math.prod(pair[0].shape) - state_bytes(pair[0].shape)
@@ -116,7 +116,7 @@ def attached(model: Any, setting: str, backend: Backend, *, trains: bool = False
         stack.callback(_keep, model, adam, stand_in)
         stack.callback(_give_back, adam, stand_in, backend, converted=trains)
         _take_over(adam, stand_in, backend, converted=trains)
-        stack.enter_context(keras_seam.replaced_optimizer(model, stand_in))
+        stack.enter_context(keras_optimizer.replaced_optimizer(model, stand_in))
         stack.enter_context(fresh_train_function(model, backend))
         yield
 
@@ -155,14 +155,14 @@ def _stand_in(model: Any, adam: Any, backend: Backend) -> EightBitAdam:
     known = vars(model).pop(_KEPT, None)
     if known is not None and known[0] is adam and _settings(known[1]) == settings:
         stand_in = known[1]
-        keras_seam.share_progress(adam, stand_in)
+        keras_optimizer.share_progress(adam, stand_in)
         return stand_in
     kind = EightBitAdamW if isinstance(adam, keras.optimizers.AdamW) else EightBitAdam
     stand_in = kind(learning_rate=0.0, **settings)
-    keras_seam.share_progress(adam, stand_in)
-    variables = keras_seam.optimized_variables(adam)
+    keras_optimizer.share_progress(adam, stand_in)
+    variables = keras_optimizer.optimized_variables(adam)
     stand_in.build_with(variables, created=lambda variable: _empty(variable, backend))
-    keras_seam.share_slots(adam, stand_in)
+    keras_optimizer.share_slots(adam, stand_in)
     return stand_in
 
 
@@ -189,7 +189,7 @@ def _keep(model: Any, adam: Any, stand_in: EightBitAdam) -> None:
 
 def _take_over(adam: Any, stand_in: EightBitAdam, backend: Backend, *, converted: bool) -> None:
     """Fills the stand-in's moments, and empties the user's where they are converted; one weight at a time."""
-    for pair, moments in zip(keras_seam.adam_moments(adam), stand_in.moments, strict=True):
+    for pair, moments in zip(keras_optimizer.adam_moments(adam), stand_in.moments, strict=True):
         if moments is None or pair is None:
             continue
         if converted:
@@ -204,10 +204,10 @@ def _take_over(adam: Any, stand_in: EightBitAdam, backend: Backend, *, converted
 
 def _give_back(adam: Any, stand_in: EightBitAdam, backend: Backend, *, converted: bool) -> None:
     """Fills the user's moments that were emptied from the stand-in's, which are emptied; one weight at a time."""
-    rate = keras_seam.learning_rate_of(stand_in)
-    if rate is not keras_seam.learning_rate_of(adam):
+    rate = keras_optimizer.learning_rate_of(stand_in)
+    if rate is not keras_optimizer.learning_rate_of(adam):
         adam.learning_rate = rate
-    for pair, moments in zip(keras_seam.adam_moments(adam), stand_in.moments, strict=True):
+    for pair, moments in zip(keras_optimizer.adam_moments(adam), stand_in.moments, strict=True):
         if moments is None or pair is None:
             continue
         if converted and any(_read(variable).size == 0 for variable in pair):

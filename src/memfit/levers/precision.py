@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from memfit.backends import keras_graph, keras_seam
+from memfit.backends import keras_graph, keras_losses, keras_seam
 from memfit.backends.protocol import Backend
 from memfit.levers.precision_layers import lowered_layers
 from memfit.levers.replaced import fresh_inference, fresh_train_function, replaced_attribute
@@ -90,7 +90,7 @@ def _output_dtypes(model: Any, x: Any, half: str) -> list[str]:
     if any(dtype == half for call in calls for _, dtype in call.outputs):
         return found.get(id(model), [])
     zeros = keras_seam.map_leaves(lambda leaf: np.zeros((_FEW, *leaf.shape[1:]), leaf.dtype), x)
-    with keras_seam.preserved_state(model), keras_seam.kept_call_losses(model):
+    with keras_seam.preserved_state(model), keras_losses.kept_call_losses(model):
         outputs = keras_seam.forward(model, keras_seam.map_leaves(keras.ops.convert_to_tensor, zeros), training=True)
     return [keras_seam.dtype_name(leaf) for leaf in keras_seam.flatten(outputs)]
 

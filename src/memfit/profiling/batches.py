@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from memfit.backends import keras_seam, random_state
+from memfit.backends import keras_data, keras_seam, random_state
 from memfit.backends.array_feed import ArrayFeed
 from memfit.errors import ArgumentError
 from memfit.records import TensorSpec
@@ -51,7 +51,7 @@ def described(arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:
     x, y, sample_weight = (arguments.get(name) for name in ("x", "y", "sample_weight"))
     if x is None:
         raise ArgumentError("fit needs data. Received: x=None. Pass arrays, a dataset or a generator as `x`.")
-    if keras_seam.are_arrays((x, y, sample_weight)):
+    if keras_data.are_arrays((x, y, sample_weight)):
         return _arrays(arguments), arguments
     if hasattr(x, "element_spec"):
         return dataclasses.replace(_tf_dataset(x, arguments), queued=_PREFETCHED), arguments

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from memfit.backends import keras_seam
+from memfit.backends import keras_data, keras_seam
 from memfit.errors import ArgumentError
 from memfit.shrink import measuring
 from memfit.shrink.selection import values
@@ -52,7 +52,7 @@ def config(model: Any, mode: str, x: Any, *, samples: int, batch_size: int) -> A
         raise ArgumentError(
             f"Keras {keras.__version__} cannot quantize with {mode}. Received: mode={mode!r}. Take int8, or a newer Keras."
         )
-    x = x if keras_seam.are_arrays((x,)) else measuring.some_samples(x, samples)
+    x = x if keras_data.are_arrays((x,)) else measuring.some_samples(x, samples)
     count = min(samples, keras_seam.flatten(x)[0].shape[0])
     size = min(batch_size, count)
     return kind(

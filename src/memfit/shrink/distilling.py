@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from memfit import fitting
-from memfit.backends import keras_seam
+from memfit.backends import keras_data, keras_seam
 from memfit.errors import ArgumentError, DoesNotFitError, MemfitError
 from memfit.profiling import layers as layer_bytes
 from memfit.reporting.console import say
@@ -127,7 +127,7 @@ def check_pair(teacher: Any, student: Any) -> None:
 def _chosen(how: str, teacher: Any, run: tuple[Mapping[str, Any], Mapping[str, Any]]) -> tuple[str, str]:
     """The way that the teacher is asked, and why."""
     x, epochs = run[0]["x"], run[1].get("epochs", 1)
-    possible = keras_seam.are_arrays((x,)) and not isinstance(x, dict) and len(teacher.outputs) == 1
+    possible = keras_data.are_arrays((x,)) and not isinstance(x, dict) and len(teacher.outputs) == 1
     if how == "disk" and not possible:
         raise ArgumentError(
             "From disk the data must be arrays, and the teacher have one output. Received: "

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from memfit.backends import keras_saving, keras_seam
+from memfit.backends import keras_data, keras_saving, keras_seam
 from memfit.errors import ArgumentError
 from memfit.profiling import layers
 from memfit.shrink import costs
@@ -129,9 +129,9 @@ def is_quantized(model: Any) -> bool:
 
 
 def _score(model: Any, data: Mapping[str, Any], batch_size: int) -> tuple[str, float | None]:
-    if not model.compiled or (data.get("y") is None and keras_seam.are_arrays((data["x"],))):
+    if not model.compiled or (data.get("y") is None and keras_data.are_arrays((data["x"],))):
         return "score", None
-    size = {"batch_size": batch_size} if keras_seam.are_arrays((data["x"],)) else {}
+    size = {"batch_size": batch_size} if keras_data.are_arrays((data["x"],)) else {}
     found = model.evaluate(**data, **size, return_dict=True, verbose=0)
     names = [name for name in found if name != "loss"] or ["loss"]
     return names[0], float(found[names[0]])
@@ -153,7 +153,7 @@ def _speeds(models: Mapping[str, Any], data: Mapping[str, Any], batch_size: int)
 
 def some_samples(x: Any, count: int) -> Any:
     """The first samples of arrays or of a pipeline, as arrays."""
-    if keras_seam.are_arrays((x,)):
+    if keras_data.are_arrays((x,)):
         return keras_seam.rows(x, slice(0, count))
     taken: list[Any] = []
     for batch in x:

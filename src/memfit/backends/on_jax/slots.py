@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from memfit.backends import keras_seam
+from memfit.backends import keras_optimizer, keras_seam
 from memfit.backends.protocol import Chunks, ChunkUpdate
 
 
@@ -44,4 +44,4 @@ def hold(variable: Any, value: Any) -> None:
     """Replaces what a variable holds by an array of any shape."""
     # A copy: on a CPU JAX would read the caller's own memory.
     array = jax.numpy.array(np.asarray(value), dtype=keras_seam.dtype_name(variable), copy=True)
-    keras_seam.hold(variable, array)
+    keras_optimizer.hold(variable, array)

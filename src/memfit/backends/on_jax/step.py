@@ -14,7 +14,7 @@ import jax
 import keras
 import numpy as np
 
-from memfit.backends import host_allocator, keras_seam
+from memfit.backends import host_allocator, keras_losses, keras_seam
 from memfit.backends.shares import Shares
 from memfit.records import Remat, Split
 
@@ -220,7 +220,7 @@ class Step:
                 *zip(model.metrics_variables, metrics, strict=True),
                 *zip(model.optimizer.variables, optimizer, strict=True),
             ]
-            with keras.StatelessScope(mapping) as scope, keras_seam.overridden_losses(model, losses):
+            with keras.StatelessScope(mapping) as scope, keras_losses.overridden_losses(model, losses):
                 share = self._shares.share(part, y_pred, losses=losses, fraction=fraction, counts=counts)
                 scaled = model.optimizer.scale_loss(share.total)
             new_others = [scope.get_current_value(variable) for variable in model.non_trainable_variables]
@@ -277,7 +277,7 @@ class Step:
 
     def zeros(self, trainable: Any) -> tuple[Any, list[Any], list[Any]]:
         """The sums before the first part: of the losses, and of each gradient."""
-        num_outputs = 0 if self._own_loss else len(keras_seam.compiled_losses(self._model))
+        num_outputs = 0 if self._own_loss else len(keras_losses.compiled_losses(self._model))
         zeros = [jax.numpy.zeros_like(value) for value in trainable]
         dtype = keras.config.floatx()
         return jax.numpy.zeros((), dtype), [jax.numpy.zeros((), dtype) for _ in range(num_outputs)], zeros

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from memfit.backends import keras_seam
+from memfit.backends import keras_data, keras_seam
 
 
 def gathered(order: tf.data.Dataset, gather: Callable[[Any], Any]) -> tf.data.Dataset:
@@ -36,7 +36,7 @@ def gathered(order: tf.data.Dataset, gather: Callable[[Any], Any]) -> tf.data.Da
             tensor.set_shape((indices.shape[0], *leaf.shape[1:]))
             return tensor
 
-        return keras_seam.lists_to_tuples(keras_seam.map_leaves(shaped, example))
+        return keras_data.lists_to_tuples(keras_seam.map_leaves(shaped, example))
 
     # One batch ahead hides the gathering behind the step; more would only hold memory.
     return order.map(batch, num_parallel_calls=1).prefetch(1)

@@ -16,7 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from memfit import units
-from memfit.backends import keras_seam
+from memfit.backends import keras_losses, keras_seam
 from memfit.backends.on_torch import workspace
 from memfit.backends.on_torch.c_heap import CHeap
 from memfit.backends.on_torch.live_storages import LiveStorages, fake_mode
@@ -135,7 +135,7 @@ def _modules(model: Any) -> list[Any]:
 def _mode(model: Any, *, training: bool) -> Iterator[None]:
     """Inside, the modules are in training or in evaluation mode; modes and recorded losses are put back afterwards."""
     modes = {module: module.training for module in _modules(model)}
-    with keras_seam.kept_call_losses(model):
+    with keras_losses.kept_call_losses(model):
         model.train(training)
         try:
             yield

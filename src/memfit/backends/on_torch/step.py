@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import torch
 
-from memfit.backends import host_allocator, keras_seam
+from memfit.backends import host_allocator, keras_losses, keras_seam
 from memfit.backends.on_torch.memory import mapped_block
 from memfit.backends.shares import Shares
 from memfit.records import Split
@@ -158,7 +158,7 @@ def _detached(y_pred: Any) -> Any:
 
     def detach(tensor: Any) -> Any:
         detached = tensor.detach()
-        mask = keras_seam.mask_of(tensor)
+        mask = keras_losses.mask_of(tensor)
         if mask is not None:
             detached._keras_mask = mask
         return detached

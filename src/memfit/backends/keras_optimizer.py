@@ -1,0 +1,81 @@
+"""Keras' optimizers from inside: their slots, learning rates and what is shared between two of them.
+
+The rule of ``keras_seam`` holds here too: each private name has a test in ``tests/contract/test_keras_seam.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from memfit.backends.keras_seam import set_attribute
+
+
+def optimizer_index(optimizer: Any, variable: Any) -> int:
+    """The place of a variable among those that the optimizer was built for."""
+    return int(optimizer._get_variable_index(variable))
+
+
+def optimized_variables(optimizer: Any) -> list[Any]:
+    """The variables that the optimizer was built for, in order."""
+    return list(optimizer._trainable_variables)
+
+
+def adam_moments(optimizer: Any) -> list[tuple[Any, Any] | None]:
+    """The variables of the first and the second moment of each weight of a built ``keras.optimizers.Adam``."""
+    pairs = zip(optimizer._momentums, optimizer._velocities, strict=True)
+    return [None if first is None else (first, second) for first, second in pairs]
+
+
+_PROGRESS = ("_iterations", "_learning_rate")
+_OPTIONS = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
+_SLOTS = ("use_ema", "ema_momentum", "ema_overwrite_frequency", "gradient_accumulation_steps")
+_SLOT_LISTS = ("_model_variables_moving_average", "_accumulated_gradients")
+
+
+def share_progress(source: Any, target: Any) -> None:
+    """Makes iterations, learning rate (variable, schedule or callable) and excluded weights those of another optimizer."""
+    for name in _PROGRESS:
+        if getattr(target, name) is not getattr(source, name):
+            if isinstance(getattr(target, name), keras.Variable):
+                target._untrack_variable(getattr(target, name))
+            setattr(target, name, getattr(source, name))
+    for name in _OPTIONS:
+        if hasattr(source, name):
+            object.__setattr__(target, name, getattr(source, name))
+
+
+def share_slots(source: Any, target: Any) -> None:
+    """Makes moving averages and accumulated gradients, variables and settings, those of another built optimizer."""
+    for name in _SLOTS:
+        setattr(target, name, getattr(source, name))
+    for name in _SLOT_LISTS:
+        if hasattr(source, name):
+            setattr(target, name, list(getattr(source, name)))
+
+
+def learning_rate_of(optimizer: Any) -> Any:
+    """The learning rate as the optimizer keeps it: a variable, a schedule or a callable."""
+    return optimizer._learning_rate
+
+
+@contextlib.contextmanager
+def replaced_optimizer(model: Any, optimizer: Any) -> Iterator[None]:
+    """Inside, another optimizer updates the model: in the place of its own, or inside its ``LossScaleOptimizer``."""
+    owner, name = model, "optimizer"
+    if hasattr(model.optimizer, "inner_optimizer"):
+        owner, name = model.optimizer, "inner_optimizer"
+    previous = getattr(owner, name)
+    set_attribute(owner, name, optimizer)
+    try:
+        yield
+    finally:
+        set_attribute(owner, name, previous)
+
+
+def hold(variable: Any, value: Any) -> None:
+    """Puts a tensor of any shape in the place of a variable's own."""
+    variable._value = value
