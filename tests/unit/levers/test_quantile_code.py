@@ -37,7 +37,8 @@ def test_the_ends_are_those_of_the_published_code() -> None:
 @given(hnp.arrays("float32", 20, elements=st.floats(-1, 1, width=32)))
 def test_a_number_is_at_most_half_a_step_of_its_decade_away(numbers: np.ndarray) -> None:
     size = np.abs(numbers.astype("float64"))
-    decade = np.clip(np.floor(np.log10(np.maximum(size, 1e-7))) + 7, 0, 6)
+    # On the edge of a decade, which float32 misses by rounding, the steps of the one above count.
+    decade = np.clip(np.floor(np.log10(np.maximum(size * (1 + 1e-6), 1e-7))) + 7, 0, 6)
     for code, given_numbers, steps in (
         (SIGNED, numbers, 2.0**decade),
         (UNSIGNED, np.abs(numbers), 2.0 ** (decade + 1)),
