@@ -23,7 +23,7 @@ import keras
 import numpy as np
 
 import memfit
-from memfit import fitting
+from memfit import carrying_out, fitting
 from memfit.guarding.attention import Attention
 from memfit.guarding.watch import Watcher
 
@@ -80,12 +80,12 @@ def cnn() -> tuple[Any, np.ndarray, np.ndarray]:
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
     """Inside, memfit.fit trains without."""
-    kept = fitting.Watcher, fitting.Attention
-    fitting.Watcher, fitting.Attention = NoWatcher, NoAttention
+    kept = fitting.Watcher, carrying_out.Attention
+    fitting.Watcher, carrying_out.Attention = NoWatcher, NoAttention
     try:
         yield
     finally:
-        fitting.Watcher, fitting.Attention = kept
+        fitting.Watcher, carrying_out.Attention = kept
 
 
 @contextlib.contextmanager

@@ -10,17 +10,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memfit import data, errors, records
+    from memfit import data, errors, records, shrink
     from memfit.evaluating import evaluate, predict
     from memfit.fitting import budget, fit, plan, profile
+    from memfit.protecting import protect
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "budget", "data", "errors", "evaluate", "fit", "plan", "predict", "profile", "records"]
+__all__ = [
+    "__version__",
+    "budget",
+    "data",
+    "errors",
+    "evaluate",
+    "fit",
+    "plan",
+    "predict",
+    "profile",
+    "protect",
+    "records",
+    "shrink",
+]
 
 _EVALUATING = ("evaluate", "predict")
 _FITTING = ("budget", "fit", "plan", "profile")
-_MODULES = ("data", "errors", "records")
+_PROTECTING = ("load_ipython_extension", "protect", "unload_ipython_extension")
+_MODULES = ("data", "errors", "records", "shrink")
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +43,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("memfit.evaluating"), name)
     if name in _FITTING:
         return getattr(importlib.import_module("memfit.fitting"), name)
+    if name in _PROTECTING:
+        return getattr(importlib.import_module("memfit.protecting"), name)
     if name in _MODULES:
         return importlib.import_module(f"memfit.{name}")
     raise AttributeError(f"module 'memfit' has no attribute {name!r}")

@@ -96,7 +96,9 @@ class Arrangements:
         self._request = request
         self._backend = backend
         self._dropped: list[str] = []
-        self.prediction = Predictions(model, batches.spec, backend, quiet=request.quiet, queued=batches.queued)
+        self.prediction = Predictions(
+            model, batches.spec, backend, quiet=request.quiet, queued=batches.queued, reading=batches.reading
+        )
         self.separability = functools.cache(self._separability)
         self._chain = functools.cache(lambda: remat.chain(model, batches.spec))
         self._inexact = functools.cache(lambda: allowed.combinations(model, batches.spec, request.allow, backend))

@@ -43,7 +43,7 @@ def decide(model: Any, batches: Batches, request: Request, *, backend: Backend) 
             batches, request, blocked or "the data does not tell the shapes of its batches: nothing is predicted"
         )
     check_fits_model(model, batches.spec)
-    _build(model, batches.spec)
+    build(model, batches.spec)
     blocked = micro_batch.blocked_reason(model)
     if blocked is not None:
         return _unsplit(batches, request, blocked)
@@ -65,8 +65,8 @@ def profiled(model: Any, batches: Batches, backend: Backend) -> Profile:
             "The data does not tell the shapes of its batches. Pass arrays, or a dataset with known shapes."
         )
     check_fits_model(model, batches.spec)
-    _build(model, batches.spec)
-    prediction = Predictions(model, batches.spec, backend, quiet=False, queued=batches.queued)
+    build(model, batches.spec)
+    prediction = Predictions(model, batches.spec, backend, quiet=False, queued=batches.queued, reading=batches.reading)
     whole = prediction.profile(prediction.peak(None))
     return dataclasses.replace(
         whole, validation_peak=prediction.other_peak("test"), prediction_peak=prediction.other_peak("predict")
@@ -131,7 +131,16 @@ def _unsplit(batches: Batches, request: Request, reason: str) -> Decision:
     return Decision(planner.plain(batches.batch_size, request.budget, None, reason), findings=(("note", reason),))
 
 
-def _build(model: Any, spec: Any) -> None:
+def build(model: Any, spec: Any) -> None:
+    """Creates every variable, as ``fit`` would, where that is not done yet.
+
+    Args:
+        model: A compiled model.
+        spec: ``(x, y, sample_weight)`` of TensorSpec.
+
+    Raises:
+        ArgumentError: The data does not fit the model.
+    """
     if keras_seam.is_built(model):
         return
     try:

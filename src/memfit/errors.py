@@ -5,7 +5,9 @@ MemfitError
 │   └── BudgetError                the budget is zero, negative, unreadable, or more than the machine has
 ├── DoesNotFitError (MemoryError)  no plan fits the budget; raised before any training
 ├── OutOfMemoryError (MemoryError) training ran out of memory and no smaller plan was left
-└── ProbeError                     a probe could not be made at all (not the same as "does not fit")
+├── ProbeError                     a probe could not be made at all (not the same as "does not fit")
+├── SnapshotError                  a snapshot is broken, of another model or call, or cannot be kept
+└── WorkerError                    a worker process could not take over the training, or ended without a result
 """
 
 from __future__ import annotations
@@ -33,3 +35,11 @@ class OutOfMemoryError(MemfitError, MemoryError):
 
 class ProbeError(MemfitError):
     """A probe could not be made: the model cannot be shipped, or the child could not start."""
+
+
+class SnapshotError(MemfitError):
+    """A snapshot is broken, of another model, call or version, or its folder cannot be used. The model is untouched."""
+
+
+class WorkerError(MemfitError):
+    """A worker process could not take over the training, or ended without a result. The model is as it was."""

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
-import keras
-
-from memfit import backends, budgeting, deciding
-from memfit.arranging import Decision, Request
+from memfit import backends, budgeting, deciding, isolating
+from memfit.arranging import Request
 from memfit.backends import keras_seam
-from memfit.backends.around import Around
-from memfit.backends.protocol import Backend
-from memfit.budgeting import device
-from memfit.errors import DoesNotFitError, OutOfMemoryError
+from memfit.carrying_out import Prepared, carried_out
+from memfit.data import given as given_data
+from memfit.errors import ArgumentError
 from memfit.executing import arguments as fit_arguments_of
 from memfit.executing import feeding
-from memfit.executing.forward import ForwardStep
-from memfit.guarding import recover
-from memfit.guarding.attention import Attention
+from memfit.guarding import interception, session
+from memfit.guarding import keeping as keeping_of
 from memfit.guarding.watch import Watcher
-from memfit.levers.arranged import Arranged
 from memfit.profiling import batches as batches_of
-from memfit.records import Budget, Event, Plan, Profile, RunReport
+from memfit.records import Budget, Plan, Profile, RunReport
 from memfit.reporting.console import say
+from memfit.reporting.log import Log
 
 
 def fit(
@@ -38,6 +33,8 @@ def fit(
     allow: Collection[str] = (),
     micro_batch_size: int | None = None,
     probe: bool | None = None,
+    snapshots: Any = None,
+    isolate: bool = False,
     **fit_arguments: Any,
 ) -> Any:
     """Trains a compiled Keras model as ``model.fit`` does, within the memory that is there.
@@ -58,6 +55,10 @@ def fit(
         micro_batch_size: Samples of a part, set by hand instead of by a plan; exact all the same.
         probe: Whether a trial in a child process confirms the plan, and corrects it; seconds to a minute. None: only where
             the analysis of the step is weak. On an accelerator the first step itself is the trial.
+        snapshots: A folder. The run is kept there at a cost of 1 % of its time; the same call after a kill goes on at the
+            very batch. Removed when the run has ended.
+        isolate: Whether to train in a worker process: if the kernel kills it this process lives, and the training goes on
+            with a smaller plan. Callbacks run in the worker; their counters and lists come back, what they open does not.
         **fit_arguments: Everything else that ``model.fit`` takes.
 
     Returns:
@@ -68,6 +69,8 @@ def fit(
         BudgetError: The budget is not positive, cannot be read, or is more than the machine has.
         DoesNotFitError: No plan fits the budget; raised before any training.
         OutOfMemoryError: Training ran out of memory and no smaller plan was left.
+        SnapshotError: The snapshots in the folder are of another model, call or version, or cannot be read.
+        WorkerError: With ``isolate``: the model or an argument cannot be sent, or the worker ended without a result.
 
     Example:
         >>> import keras, numpy as np, memfit
@@ -78,12 +81,65 @@ def fit(
         >>> history.memfit.plan.num_parts
         4
     """
-    log = _Log()
+    keeping = keeping_of.checked(snapshots)
     asked = _Asked(budget, plan, allow, micro_batch_size, probe)
-    with backends.current().bounded_device(budgeting.asked_device_bytes(budget)) as bound:
+    supervisor = session.current()
+    with interception.suspended():
+        if isolate:
+            return _fit_isolated(model, args, fit_arguments, asked, keeping)
+        if supervisor is None:
+            return _fit(model, args, fit_arguments, asked, keeping)
+        with supervisor.entered() as call:
+            if call is None:
+                return _fit(model, args, fit_arguments, asked, keeping)
+            run = functools.partial(_fit_supervised, model, args, fit_arguments, asked, call)
+            return session.supervised(supervisor, call, run)
+
+
+def _fit_isolated(
+    model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, keeping: keeping_of.Keeping | None
+) -> Any:
+    """In a worker, which supervises itself by the snapshots of its session."""
+    if keeping is not None:
+        raise ArgumentError(
+            f"A worker keeps its own snapshots. Received: isolate=True and snapshots={str(keeping.folder)!r}. Leave one out."
+        )
+    fit_arguments_of.check_model(model)
+    found, arguments = batches_of.described(fit_arguments_of.bound(model, args, given))
+    if not keras_seam.is_built(model) and found.spec is not None:
+        deciding.build(model, found.spec)
+        if found.num_samples is not None:
+            _keep_order(arguments, found)
+    return isolating.fit(model, arguments, {**vars(asked)}, backends.current())
+
+
+def _fit_supervised(
+    model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, call: Path, limit: session.Limit
+) -> Any:
+    """One call of a script under ``memfit run``: nothing is done where an earlier process has done it."""
+    keeping = keeping_of.Keeping(call, completes=True)
+    fit_arguments_of.check_model(model)
+    history = keeping_of.completed(model, fit_arguments_of.bound(model, args, given), keeping)
+    if history is not None:
+        history.memfit = session.report(call)
+        return history
+    if limit.budget is not None:
+        allowed = budgeting.budget(asked.budget, backend=backends.current())
+        asked = dataclasses.replace(asked, budget=min(limit.budget, allowed.limiting_bytes))
+    if limit.micro_batch_size is not None and asked.plan is None:
+        own = asked.micro_batch_size or limit.micro_batch_size
+        asked = dataclasses.replace(asked, micro_batch_size=min(own, limit.micro_batch_size))
+    return _fit(model, args, given, asked, keeping)
+
+
+def _fit(
+    model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, keeping: keeping_of.Keeping | None
+) -> Any:
+    log = Log()
+    with backends.current().bounded_device(budgeting.asked_device_bytes(asked.budget)) as bound:
         if bound is not None:
             log.add("device", bound)
-        return _fitted(model, _prepared(model, args, fit_arguments, asked, log), log)
+        return _fitted(model, _prepared(model, args, given, asked, log), keeping, log)
 
 
 def plan(
@@ -119,7 +175,7 @@ def plan(
         True
     """
     asked = _Asked(budget, None, allow, micro_batch_size, probe)
-    return _prepared(model, args, fit_arguments, asked, _Log()).decision.plan
+    return _prepared(model, args, fit_arguments, asked, Log()).decision.plan
 
 
 def profile(model: Any, *args: Any, **fit_arguments: Any) -> Profile:
@@ -177,36 +233,7 @@ class _Asked:
     probe: bool | None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """All that a run needs: the decision, the arguments to fit with, and how to take a smaller decision after a failure."""
-
-    decision: Decision
-    arguments: dict[str, Any]
-    backend: Backend
-    shrink: Callable[[Decision], Decision | None]
-
-
-class _Log:
-    """The events of one call, and its clock."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._events: list[Event] = []
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._start
-
-    @property
-    def events(self) -> tuple[Event, ...]:
-        return tuple(self._events)
-
-    def add(self, kind: str, message: str) -> None:
-        self._events.append(Event(self.seconds, kind, message))
-
-
-def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, log: _Log) -> _Prepared:
+def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, log: Log) -> Prepared:
     """Checks every argument, looks at the data, and decides."""
     fit_arguments_of.check_model(model)
     allow = fit_arguments_of.checked_allow(asked.allow)
@@ -215,7 +242,12 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
     backend = backends.current()
     budget = budgeting.budget(asked.budget, backend=backend)
     log.add("budget", str(budget))
+    room = budget.host_bytes - budgeting.reading(backend).host_bytes
+    arguments, changes, held = given_data.within(arguments, room)
+    for change in changes:
+        log.add("data", change)
     found, arguments = batches_of.described(arguments)
+    found = dataclasses.replace(found, reading=found.reading + held)
     wanted = fit_arguments_of.checked_plan(asked.plan, micro_batch_size, found.batch_size)
     if wanted is not None:
         micro_batch_size = wanted.micro_batch_size
@@ -239,10 +271,10 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
         own = arguments.get("validation_batch_size") or decision.plan.validation_batch_size
         arguments = {**arguments, "validation_batch_size": min(own, decision.plan.validation_batch_size)}
     shrink = functools.partial(deciding.smaller, model=model, batches=found, request=request, backend=backend)
-    return _Prepared(decision, arguments, backend, shrink)
+    return Prepared(decision, arguments, backend, shrink)
 
 
-def _fitted(model: Any, prepared: _Prepared, log: _Log) -> Any:
+def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, log: Log) -> Any:
     """Trains as it was decided; gives Keras' History with the report."""
     decision = prepared.decision
     arguments, feed_reason = feeding.streamed(prepared.arguments)
@@ -253,9 +285,15 @@ def _fitted(model: Any, prepared: _Prepared, log: _Log) -> Any:
     say(decision.plan.summary, quiet=quiet)
     log.add("plan", str(decision.plan))
     planned = log.seconds
-    with Watcher(prepared.backend) as watcher:
+    if keeping is not None and keeping.completes:
+        session.note_plan(keeping.folder, decision.plan)
+    tell = functools.partial(log.add, "snapshot")
+    with (
+        Watcher(prepared.backend) as watcher,
+        keeping_of.kept(model, arguments, keeping, backend=prepared.backend, tell=tell) as arguments,
+    ):
         prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
-        history, decision = _executed(model, prepared, watcher, log)
+        history, decision = carried_out(model, prepared, watcher, log)
     if prepared.backend.device_memory() is not None:
         prepared.backend.release()
     report = RunReport(decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned)
@@ -272,126 +310,4 @@ def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:
         batch_size=arguments.get("batch_size"),
         steps=arguments.get("steps_per_epoch"),
         shuffle=arguments.get("shuffle", True),
-    )
-
-
-def _executed(model: Any, prepared: _Prepared, watcher: Watcher, log: _Log) -> tuple[Any, Decision]:
-    """Runs ``model.fit`` with the plan; where the framework allows it, a step that runs out of memory is tried smaller."""
-    with Arranged(model, prepared.backend) as arranged:
-        run = _Run(model, prepared, arranged, log)
-        try:
-            attention = Attention(watcher, prepared.backend, smaller=run.put_half, log=log.add)
-            with run.recovering(), _also_called(prepared.arguments, attention) as arguments:
-                return model.fit(**arguments), run.decision
-        except OutOfMemoryError:
-            raise
-        except Exception as error:
-            if not prepared.backend.is_out_of_memory(error):
-                raise
-            failure = f"{type(error).__name__}: {str(error)[:300]}"
-            raise OutOfMemoryError(_out_of_memory_text(run.decision, failure, prepared.backend)) from error
-
-
-class _Run:
-    """One run's decision, and what makes it smaller."""
-
-    def __init__(self, model: Any, prepared: _Prepared, arranged: Arranged, log: _Log) -> None:
-        self.decision = prepared.decision
-        self._model = model
-        self._prepared = prepared
-        self._arranged = arranged
-        self._log = log
-        self._around: Around | None = None
-        self._put(self.decision)
-
-    @contextlib.contextmanager
-    def recovering(self) -> Iterator[None]:
-        """Inside, training and validation steps that run out of memory are tried again smaller, where that is possible."""
-        backend = self._prepared.backend
-        if not recover.survives(backend) or keras_seam.is_distributed(self._model):
-            yield
-            return
-        recovery = recover.Recovery(backend, shrink=self._shrink, log=self._log.add)
-        validation = ForwardStep(self._model, backend, most=None, collected=None)
-        self._around = recovery.around = around_train = backend.around(self._model, "train", recovery)
-        arounds = [around_train]
-        if self._prepared.arguments.get("validation_data") is not None or self._prepared.arguments.get(
-            "validation_split"
-        ):
-            arounds.append(backend.around(self._model, "test", validation))
-        try:
-            yield
-        except BaseException:
-            around_train.rescue()
-            raise
-        finally:
-            self._around = None
-            for around in reversed(arounds):
-                around.take_off()
-            for failure in validation.failures:
-                self._log.add("out of memory", f"in validation, which went on in smaller parts: {failure}")
-
-    def _put(self, decision: Decision) -> None:
-        self._arranged.put(decision.plan.levers, decision.split, analysed=decision.profile is not None)
-        self.decision = decision
-
-    def put_half(self, reason: str) -> bool:
-        """As ``put_smaller``, without predictions: those take memory, just where there is little."""
-        self.decision = dataclasses.replace(self.decision, halving=True)
-        return self.put_smaller(reason)
-
-    def put_smaller(self, reason: str) -> bool:
-        """Puts a smaller plan on the model, between two of its steps or inside one that failed; False where there is none."""
-        smaller: Decision | None = None
-
-        def change() -> None:
-            nonlocal smaller
-            self._arranged.take_off()
-            try:
-                smaller = self._prepared.shrink(self.decision)
-            except Exception as error:
-                # Planning takes memory itself.
-                if not isinstance(error, DoesNotFitError) and not self._prepared.backend.is_out_of_memory(error):
-                    raise
-            self._put(smaller or self.decision)
-
-        if self._around is not None:
-            self._around.exchange(change)
-        else:
-            keras_seam.sync_state(self._model)
-            change()
-        if smaller is None:
-            return False
-        self._log.add("retry", f"{self.decision.plan.summary} ({reason})")
-        return True
-
-    def _shrink(self, failure: str) -> None:
-        if not self.put_smaller(failure):
-            raise OutOfMemoryError(_out_of_memory_text(self.decision, failure, self._prepared.backend))
-
-
-@contextlib.contextmanager
-def _also_called(arguments: dict[str, Any], callback: Any) -> Iterator[dict[str, Any]]:
-    """The arguments of ``fit`` with one callback more; a ``CallbackList`` of the user's is afterwards as it was."""
-    callbacks = arguments.get("callbacks")
-    if not isinstance(callbacks, keras.callbacks.CallbackList):
-        given = callbacks if isinstance(callbacks, (list, tuple)) else [] if callbacks is None else [callbacks]
-        yield {**arguments, "callbacks": [*given, callback]}
-        return
-    callback.set_model(callbacks.model)
-    callbacks.callbacks.append(callback)
-    try:
-        yield arguments
-    finally:
-        callbacks.callbacks.remove(callback)
-
-
-def _out_of_memory_text(decision: Decision, failure: str, backend: Backend) -> str:
-    plan = decision.plan
-    others = device.others_text(backend.device_memory())
-    predicted = "" if plan.peak is None else f" The plan predicted a peak of {plan.peak}."
-    return (
-        f"Training ran out of memory with {plan.summary.removeprefix('memfit: ')} ({failure}).{predicted}"
-        f"{others and ' '}{others} Pass a smaller `budget`, or a smaller `micro_batch_size` by hand, and start again from "
-        "your last checkpoint."
     )

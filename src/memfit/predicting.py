@@ -37,17 +37,21 @@ class Predictions:
         backend: The current backend.
         quiet: Whether to show nothing while it takes long.
         queued: Batches in flight beside the one in the step.
+        reading: Bytes of the host that making batches takes beside them.
 
     Raises:
         ArgumentError: The data does not fit the model.
     """
 
-    def __init__(self, model: Any, spec: Any, backend: Backend, *, quiet: bool, queued: int = 1) -> None:
+    def __init__(
+        self, model: Any, spec: Any, backend: Backend, *, quiet: bool, queued: int = 1, reading: int = 0
+    ) -> None:
         self._model = model
         self._spec = spec
         self._backend = backend
         self._quiet = quiet
         self._queued = queued
+        self._reading = reading
         self._analyses: dict[tuple[Split | None, Levers], Estimate | None] = {}
         self._held = peak.holdings(model, spec)
         self._correction_key = cache.correction_key(model, backend)
@@ -170,4 +174,4 @@ class Predictions:
         return Estimate(num_bytes // 2, num_bytes - num_bytes // 2, "layer shapes")
 
     def _on_top_of_base(self, step: Estimate) -> Estimate:
-        return peak.on_top_of_now(step, held=self._held, queued=self._queued, backend=self._backend)
+        return peak.on_top_of_now(step, waiting=self._queued * self._held.inputs + self._reading, backend=self._backend)

@@ -336,7 +336,7 @@ class Event:
     Attributes:
         seconds: Since the call of ``fit``.
         kind: "budget", "analysis", "separability", "plan", "out of memory", "retry", "pressure", "leak",
-            "device", "note".
+            "device", "snapshot", "note".
         message: The sentence that a person reads.
     """
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 
 import pytest
 
-import memfit.backends.protocol
-import memfit.fitting
-import memfit.levers.eight_bit_adam
+MODULES = [
+    "memfit.fitting",
+    "memfit.backends.protocol",
+    "memfit.levers.eight_bit_adam",
+    "memfit.data.array_source",
+    "memfit.data.image_tables",
+    "memfit.data.indexed_source",
+    "memfit.data.table_source",
+    "memfit.data.text_source",
+]
 
 
-def test_examples_of_the_public_calls() -> None:
-    results = doctest.testmod(memfit.fitting)
-    assert results.attempted
-    assert not results.failed
-
-
-@pytest.mark.parametrize(
-    "module",
-    [memfit.backends.protocol, memfit.levers.eight_bit_adam],
-    ids=lambda module: module.__name__,
-)
-def test_examples_of_the_optimizer_state(module: object) -> None:
-    results = doctest.testmod(module)
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_the_public_calls(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(name))
     assert results.attempted
     assert not results.failed

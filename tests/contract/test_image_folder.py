@@ -167,12 +167,19 @@ def test_color_modes(folder: pathlib.Path, color_mode: str, channels: int) -> No
     assert 0 < images.max() <= 1
 
 
-def test_single_classes_and_empty_ones_are_warned_about(folder: pathlib.Path) -> None:
+def test_single_classes_and_empty_ones_are_errors_unless_they_are_named(folder: pathlib.Path) -> None:
     with pytest.warns(UserWarning, match=r"a single class in .*\['bees'\]"):
         load(folder, class_names=["bees"])
     (folder / "dogs").mkdir()
+    with pytest.raises(errors.ArgumentError, match=r"no images in 1 class folders .*\['dogs'\]. Pass `class_names`"):
+        load(folder)
+    names = ["ants", "bees", "cats", "dogs"]
     with pytest.warns(UserWarning, match=r"no images in 1 class folders .*\['dogs'\]"):
-        assert load(folder).class_names == ["ants", "bees", "cats", "dogs"]
+        assert load(folder, class_names=names).class_names == names
+    with pytest.raises(
+        errors.ArgumentError, match=r"a single class in .*\['only'\]. .*Was a folder above or below meant"
+    ):
+        load(write(folder / "above" / "only").parent)
 
 
 def test_the_example_in_the_docstring_runs() -> None:
@@ -331,8 +338,8 @@ def test_fit_decodes_each_file_once_an_epoch_though_it_shuffles_batches(
     dataset = load(folder)
     watch(dataset, epochs=1)
     reads: list[str] = []
-    read = dataset._reader.read
-    monkeypatch.setattr(dataset._reader, "read", lambda path, out: reads.append(path) or read(path, out))
+    read = dataset.source.reader.pixels
+    monkeypatch.setattr(dataset.source.reader, "pixels", lambda path: reads.append(path) or read(path))
     model, _ = witness_model()
     model.fit(dataset, epochs=1, verbose=0)  # Builds the model, which takes batches of its own.
     reads.clear()

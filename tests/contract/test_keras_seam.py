@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from memfit.backends import keras_graph, keras_seam
+from memfit.backends import keras_graph, keras_saving, keras_seam
 from memfit.records import TensorSpec
 
 
@@ -60,6 +60,27 @@ def test_fit_accepts_a_data_adapter() -> None:
     adapter = keras_seam.array_order(4, batch_size=2, steps=None, shuffle=False)
     assert isinstance(adapter, keras_seam.DataAdapter), gone("trainers.data_adapters")
     assert [list(np.asarray(b)) for b in adapter.get_numpy_iterator()] == [[0, 1], [2, 3]], gone("ArrayDataAdapter")
+
+
+def test_the_number_of_batches_is_what_fit_tells_its_callbacks() -> None:
+    x, y = np.ones((10, 3), "float32"), np.ones((10, 2), "float32")
+    seen: list[int] = []
+
+    class Told(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            seen.append(self.params["steps"])
+
+    for arguments in ({"batch_size": 4}, {"batch_size": 4, "validation_split": 0.3}, {"steps_per_epoch": 2}):
+        built().fit(x, y, verbose=0, callbacks=[Told()], **arguments)
+        found = keras_seam.num_batches({"x": x, "y": y, **arguments})
+        assert found == seen[-1], gone("trainers.data_adapters.get_data_adapter")
+
+
+def test_the_global_seed_generator_is_found() -> None:
+    keras.random.uniform((1,))
+    found = keras_saving.global_seed_generator()
+    assert found is keras_saving.global_seed_generator(create=True), gone("random.seed_generator.global_seed_generator")
+    assert tuple(found.state.shape) == (2,), gone("SeedGenerator.state")
 
 
 def test_jax_trainers_make_a_function_of_state_and_data() -> None:

@@ -17,6 +17,17 @@ MODULES = [
     "memfit.planning.fastest",
     "memfit.backends.simulated",
     "memfit.budgeting.decide",
+    "memfit.data.file_table",
+    "memfit.data.kept_files",
+    "memfit.data.optional",
+    "memfit.data.pipeline_options",
+    "memfit.data.position",
+    "memfit.data.row_file",
+    "memfit.data.shuffling",
+    "memfit.data.structure",
+    "memfit.data.tfrecord_format",
+    "memfit.data.tfrecord_source",
+    "memfit.data.tokenizing",
 ]
 
 

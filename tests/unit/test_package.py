@@ -10,7 +10,7 @@ FRAMEWORKS = ("tensorflow", "jax", "torch", "keras")
 
 def test_importing_memfit_imports_no_framework() -> None:
     code = (
-        "import sys, memfit, memfit.records, memfit.budgeting, memfit.data, memfit.cli, memfit.backends, "
+        "import sys, memfit, memfit.records, memfit.budgeting, memfit.data, memfit.shrink, memfit.cli, memfit.backends, "
         "memfit.backends.simulated, memfit.planning.planner, memfit.guarding.watch, memfit.probing.capped\n"
         f"print([name for name in {FRAMEWORKS} if name in sys.modules])"
     )
@@ -31,6 +31,8 @@ def test_the_public_names_are_these() -> None:
         "plan",
         "predict",
         "profile",
+        "protect",
         "records",
+        "shrink",
     ]
     assert set(memfit.__all__) <= set(dir(memfit))

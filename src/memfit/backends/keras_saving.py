@@ -1,4 +1,4 @@
-"""A model as Keras writes it, without what Keras imports on the way.
+"""A model as Keras writes it, without what Keras imports on the way; the state of Keras' own random generator.
 
 The rule of ``keras_seam`` holds here too: each private name has a test in ``tests/contract/test_keras_seam.py``.
 """
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
+from keras.src.random import seed_generator
 from keras.src.utils import module_utils
 
 
@@ -39,3 +41,9 @@ def description(model: Any) -> dict[str, Any]:
     """
     with no_imports():
         return {"model": keras.saving.serialize_keras_object(model), "compiled": model.get_compile_config()}
+
+
+def global_seed_generator(*, create: bool = False) -> Any | None:
+    """The generator behind ``keras.random`` without a seed; None where nothing has drawn from it yet."""
+    found = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    return seed_generator.global_seed_generator() if found is None and create else found

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras.src import backend as keras_backend
 from keras.src.losses import loss as keras_loss
+from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import array_data_adapter, data_adapter, data_adapter_utils
 
 
@@ -528,6 +529,24 @@ _PLAIN_LOSSES = (keras.losses.MeanSquaredError, keras.losses.MeanAbsoluteError, 
 
 
 # Data
+
+
+def num_batches(arguments: dict[str, Any]) -> int | None:
+    """Batches of an epoch, as ``fit`` tells its callbacks; None where the data does not know.
+
+    Args:
+        arguments: Of ``fit``, by name; its data is not a generator (which would be looked at).
+    """
+    if arguments.get("steps_per_epoch"):
+        return int(arguments["steps_per_epoch"])
+    share = arguments.get("validation_split")
+    structure = (arguments.get("x"), arguments.get("y"), arguments.get("sample_weight"))
+    if share and arguments.get("validation_data") is None and are_arrays(structure):
+        num_samples = int(flatten(structure)[0].shape[0] * (1.0 - share))
+        return -(-num_samples // (arguments.get("batch_size") or 32))
+    names = ("x", "y", "sample_weight", "batch_size", "class_weight")
+    found = data_adapters.get_data_adapter(**{name: arguments.get(name) for name in names}).num_batches
+    return None if found is None else int(found)
 
 
 DataAdapter = data_adapter.DataAdapter

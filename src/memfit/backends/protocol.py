@@ -149,6 +149,18 @@ class Backend(Protocol):
     def step_costs(self) -> StepCosts:
         """What levers add to the time of a step on this framework and device."""
 
+    def pass_over(self, arguments: tuple[Any, ...], num_batches: int, logs: Any) -> Any:
+        """What a train function gives for these arguments, where the step is not taken and its data is thrown away.
+
+        Args:
+            arguments: Of the train function: an iterator of batches, state and iterator, or the batches themselves.
+            num_batches: Batches of one call.
+            logs: To give back.
+
+        Raises:
+            StopIteration: The data has ended.
+        """
+
     def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> Any:
         """Writes an optimizer's update into variables, with the temporary arrays of one chunk at a time.
 
@@ -166,4 +178,11 @@ class Backend(Protocol):
         """Puts an array of any shape in the place of what a Keras variable holds, which is freed.
 
         An empty one makes room while nobody reads the variable; the variable itself, and traces that read it, stay.
+        """
+
+    def export_litert(self, model: Any, path: str) -> None:
+        """Writes a LiteRT file of a built model, its weights as int8 of dynamic range.
+
+        Raises:
+            NotImplementedError: This framework has no LiteRT converter; TensorFlow alone does.
         """

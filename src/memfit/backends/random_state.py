@@ -1,4 +1,4 @@
-"""Looking at a first batch must not change what the run draws afterwards."""
+"""The global random generators: looking at a first batch must not move them, and a run that goes on needs them as they were."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import contextlib
 import random
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+import keras
 import numpy as np
+
+from memfit.backends import keras_saving
 
 
 @contextlib.contextmanager
@@ -23,3 +27,31 @@ def preserved() -> Iterator[None]:
         np.random.set_state(numpy_state)
         if torch is not None and torch_state is not None:
             torch.random.set_rng_state(torch_state)
+
+
+def captured() -> dict[str, Any]:
+    """The state of the global generators of Python, numpy, Keras and PyTorch, in plain values."""
+    state: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "keras": None, "torch": None}
+    generator = keras_saving.global_seed_generator()
+    if generator is not None:
+        state["keras"] = np.array(keras.ops.convert_to_numpy(generator.state.value))
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        state["torch"] = torch.random.get_rng_state().numpy()
+        if torch.cuda.is_available():
+            state["cuda"] = [one.numpy() for one in torch.cuda.get_rng_state_all()]
+    return state
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Puts the generators back to what ``captured`` found; those that this process does not have are left out."""
+    if state["keras"] is not None:
+        generator: Any = keras_saving.global_seed_generator(create=True)  # which draws from Python's
+        generator.state.assign(state["keras"])
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch = sys.modules.get("torch")
+    if torch is not None and state["torch"] is not None:
+        torch.random.set_rng_state(torch.from_numpy(state["torch"].copy()))
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([torch.from_numpy(one.copy()) for one in state["cuda"]])

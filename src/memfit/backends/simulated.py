@@ -108,6 +108,12 @@ class SimulatedBackend:
     def hold(self, variable: Any, value: Any) -> None:
         raise NotImplementedError("A SimulatedModel has no variables.")
 
+    def export_litert(self, model: Any, path: str) -> None:
+        raise NotImplementedError("A simulated device makes no LiteRT files")
+
+    def pass_over(self, arguments: tuple[Any, ...], num_batches: int, logs: Any) -> Any:
+        return logs
+
     def take(self, num_bytes: int) -> None:
         """One step that needs so many bytes."""
         step, self.steps = self.steps, self.steps + 1

@@ -33,6 +33,11 @@ def host_ceiling(*, root: Path = Path("/")) -> Ceiling:
     return Ceiling(max(1, held + free.bytes), source)
 
 
+def free_bytes() -> int:
+    """Bytes that this process may still take."""
+    return max(0, host_ceiling().bytes - usage.reading().host_bytes)
+
+
 def host_total(*, root: Path = Path("/")) -> Ceiling:
     """All the memory that there is for this process, in use or not: the machine's, or the least limit of its groups.
 

@@ -5,10 +5,34 @@ A list of a million Python strings takes 100 to 200 MB; one run of bytes with th
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """What is known of files beside the folders that they lie in.
+
+    Attributes:
+        class_names: Names of the classes; those of the folders if left out.
+        targets: float32, one row a file: what is to be predicted where that is not a class.
+        masks: A mask for each file, in the same order.
+    """
+
+    class_names: tuple[str, ...] | None = None
+    targets: np.ndarray | None = None
+    masks: FileTable | None = None
+
+    def take(self, indices: np.ndarray) -> Annotations:
+        """Those of some of the files."""
+        return Annotations(
+            self.class_names,
+            None if self.targets is None else self.targets[indices],
+            None if self.masks is None else self.masks.take(indices),
+        )
 
 
 class FileTable:
@@ -16,9 +40,11 @@ class FileTable:
 
     Args:
         directory: The folder that holds the class folders.
-        folders: Names of the class folders; a label is an index into them. ``("",)`` for files without classes.
+        folders: Names of the class folders; a label is an index into them. ``("",)`` for files without classes, and none
+            where classes have no folders.
         names: Each file's path inside its class folder.
         labels: Each file's class.
+        annotations: What else is known.
 
     Attributes:
         directory: As given.
@@ -32,15 +58,35 @@ class FileTable:
     """
 
     def __init__(
-        self, directory: str, folders: Sequence[str], names: Iterable[str], labels: Sequence[int] | np.ndarray
+        self,
+        directory: str,
+        folders: Sequence[str],
+        names: Iterable[str],
+        labels: Sequence[int] | np.ndarray,
+        annotations: Annotations = Annotations(),
     ) -> None:
         self.directory = directory
         self.folders = tuple(folders)
         self.labels = np.asarray(labels, np.int32)
+        self.annotations = annotations
         # fsencode, because a file name is bytes: one that is not valid UTF-8 must come back as it was.
         encoded = [os.fsencode(name) for name in names]
         self._names = b"".join(encoded)
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    @classmethod
+    def unpacked(
+        cls, directory: str, folders: Sequence[str], packed: tuple[bytes, np.ndarray], labels: np.ndarray
+    ) -> FileTable:
+        """A table of what ``packed`` gave."""
+        table = cls(directory, folders, (), labels)
+        table._names, table._ends = packed
+        return table
+
+    @property
+    def packed(self) -> tuple[bytes, np.ndarray]:
+        """All names in a row, and where each ends: int64, shape (num_files + 1,), from 0."""
+        return self._names, self._ends
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,7 +94,16 @@ class FileTable:
     @property
     def num_bytes(self) -> int:
         """Bytes that the table holds."""
-        return len(self._names) + self._ends.nbytes + self.labels.nbytes
+        own = len(self._names) + self._ends.nbytes + self.labels.nbytes
+        targets, masks = self.annotations.targets, self.annotations.masks
+        return own + (0 if targets is None else targets.nbytes) + (0 if masks is None else masks.num_bytes)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; a label is an index into them. Empty where there are none."""
+        if self.annotations.class_names is not None:
+            return list(self.annotations.class_names)
+        return [name for name in self.folders if name]
 
     def name(self, index: int) -> str:
         """Path of a file inside its class folder."""
@@ -56,8 +111,10 @@ class FileTable:
 
     def path(self, index: int) -> str:
         """Path of a file, as the directory was given."""
-        return os.path.join(self.directory, self.folders[self.labels[index]], self.name(index))
+        folder = self.folders[self.labels[index]] if self.folders else ""
+        return os.path.join(self.directory, folder, self.name(index))
 
     def take(self, indices: np.ndarray) -> FileTable:
         """The table of some of the files, in the order of ``indices`` (shape (num_files,), integers)."""
-        return FileTable(self.directory, self.folders, (self.name(i) for i in indices), self.labels[indices])
+        names = (self.name(i) for i in indices)
+        return FileTable(self.directory, self.folders, names, self.labels[indices], self.annotations.take(indices))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -26,11 +24,13 @@ class FolderScan:
         files: The image files that are not empty, by class, then by name.
         sizes: Bytes of each file on disk, int64, shape (num_files,).
         skipped: Empty files and links to nothing.
+        visited: Every folder that was looked into.
     """
 
     files: FileTable
     sizes: np.ndarray
     skipped: tuple[SkippedFile, ...]
+    visited: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -39,20 +39,8 @@ class _Listing:
     labels: list[int] = dataclasses.field(default_factory=list)
     sizes: list[int] = dataclasses.field(default_factory=list)
     skipped: list[SkippedFile] = dataclasses.field(default_factory=list)
+    visited: list[str] = dataclasses.field(default_factory=list)
     other_extensions: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-
-
-def stderr_progress(directory: str, *, clock: Callable[[], float] = time.monotonic) -> Callable[[int], None]:
-    """A callback for ``scan`` that says every two seconds how many files it has seen; silent for a quick scan."""
-    last_said = clock()
-
-    def say(num_files: int) -> None:
-        nonlocal last_said
-        if clock() - last_said > 2:
-            last_said = clock()
-            print(f"memfit: listing the images in {directory}: {num_files:,} files so far", file=sys.stderr, flush=True)
-
-    return say
 
 
 def scan(
@@ -90,14 +78,16 @@ def scan(
     listing = _Listing()
     num_seen = 0
     for label, folder in enumerate(folders):
-        for name, entry in sorted(_walk(os.path.join(directory, folder), follow_links), key=lambda found: found[0]):
+        for name, entry in sorted(
+            _walk(os.path.join(directory, folder), follow_links, listing.visited), key=lambda found: found[0]
+        ):
             _enter(listing, name, entry, label)
             num_seen += 1
             report(num_seen)
     if not listing.names:
         raise errors.ArgumentError(_no_images(directory, folders, listing))
     files = FileTable(directory, folders, listing.names, listing.labels)
-    return FolderScan(files, np.asarray(listing.sizes, np.int64), tuple(listing.skipped))
+    return FolderScan(files, np.asarray(listing.sizes, np.int64), tuple(listing.skipped), (directory, *listing.visited))
 
 
 def _class_folders(directory: str, class_names: Sequence[str] | None, without_classes: bool) -> list[str]:
@@ -123,7 +113,7 @@ def _class_folders(directory: str, class_names: Sequence[str] | None, without_cl
     return found
 
 
-def _walk(folder: str, follow_links: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _walk(folder: str, follow_links: bool, visited: list[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Paths inside ``folder`` with their entries; each real folder once, so that a link to a parent ends."""
     waiting = [("", folder)]
     seen: set[tuple[int, int]] = set()
@@ -133,6 +123,7 @@ def _walk(folder: str, follow_links: bool) -> Iterator[tuple[str, os.DirEntry[st
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
+        visited.append(path)
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith("."):

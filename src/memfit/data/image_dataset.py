@@ -1,34 +1,30 @@
-"""Images of a folder as a ``keras.utils.PyDataset``. Imports Keras: only imported when a data set is made."""
+"""Images of a folder as a source of samples, and as a ``keras.utils.PyDataset``.
+
+Imports Keras: only imported when a data set is made.
+"""
 
 from __future__ import annotations
 
-import concurrent.futures
-import itertools
-import math
 import threading
-from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 
-from memfit.data import shuffling
+from memfit.data import image_cache, shuffling
+from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
-from memfit.data.image_decoding import ImageReader, UnreadableImageError
+from memfit.data.image_decoding import ImageReader, UnreadableImageError, finish
+from memfit.data.image_masks import MaskReader
 from memfit.data.image_options import ImageOptions
-from memfit.data.look_ahead import BatchForecast, LookAhead, PendingBatch
+from memfit.data.layer_augmentation import BatchFunction
+from memfit.data.pipeline import Pipeline
+from memfit.data.source import Draft, Source
+from memfit.records import TensorSpec
 
-BatchKey = tuple[int, int]
 
-
-class ImageFolder(keras.utils.PyDataset):
-    """Batches of decoded images; made by ``memfit.data.image_folder``.
-
-    ``dataset[index]`` is a pure function of (``epoch``, ``index``). The epoch advances when a pass begins (``fit``,
-    ``evaluate``, ``predict`` or a ``for`` loop) after one that gave out every batch; assign ``epoch`` to go elsewhere.
-
-    To Keras it has no workers: the threads are its own (``look_ahead.py`` says why).
+class ImageSource(Source):
+    """Image files, decoded when they are asked for.
 
     Args:
         files: What to read.
@@ -38,207 +34,113 @@ class ImageFolder(keras.utils.PyDataset):
     """
 
     def __init__(self, files: FileTable, options: ImageOptions, reader: ImageReader, broken: BrokenFiles) -> None:
-        super().__init__(workers=1, use_multiprocessing=False, max_queue_size=max(1, options.max_queue_size))
-        self.options = options
-        self._files = files
-        self._reader = reader
+        self.files = files
+        self.reader = reader
+        self.num_samples = len(files)
+        self.class_names = files.class_names
+        self.classes = files.labels
+        self._options = options
         self._broken = broken
-        self._epoch = 0
-        self._order: np.ndarray | None = None
-        self._in_pass = False
-        self._given_out = np.zeros(len(self), bool)
-        self._begin_threads()
-
-    def _begin_threads(self) -> None:
-        self._lock = threading.RLock()
-        self._forecast = BatchForecast()
-        self._ahead: LookAhead[BatchKey, Any] = LookAhead(
-            self._start, workers=self.options.workers, depth=self.options.max_queue_size
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_forecast", "_ahead")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._begin_threads()
-
-    def __repr__(self) -> str:
-        height, width, channels = self.options.image_shape
-        return (
-            f"<ImageFolder {self._files.directory!r}: {self.num_samples} images of {len(self.class_names)} classes, "
-            f"{len(self)} batches of {self.batch_size} x {height} x {width} x {channels}>"
-        )
-
-    # What it holds.
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the class folders; a label is an index into them. Empty where there are no class folders."""
-        return [name for name in self._files.folders if name]
-
-    @property
-    def class_indices(self) -> dict[str, int]:
-        """The label of each class name."""
-        return {name: label for label, name in enumerate(self.class_names)}
-
-    @property
-    def file_paths(self) -> list[str]:
-        """Paths of the images in the order of ``labels``. Made anew at each call: the data set keeps less."""
-        return [self._files.path(index) for index in range(self.num_samples)]
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int32, shape (num_samples,): the class of each file, before any shuffling."""
-        return self._files.labels.copy()
-
-    @property
-    def num_samples(self) -> int:
-        """Files that were found; also the number of samples in every epoch."""
-        return len(self._files)
-
-    @property
-    def batch_size(self) -> int:
-        """Images of a batch; the last one of an epoch may have fewer."""
-        return self.options.batch_size
-
-    @property
-    def seed(self) -> int:
-        """What the order of every epoch comes from: the one given, or the one that was drawn."""
-        return self.options.seed
+        self._change_batch = _batch_function(options)
+        self._cache, self.cache_reason = image_cache.made(options.cache, files, reader)
+        self._masks = None if files.annotations.masks is None else MaskReader(options.image_size, options.mask_values)
+        self.spec = (self._image_spec(), *_label_spec(options, files))
 
     @property
     def skipped(self) -> tuple[SkippedFile, ...]:
-        """Files that were left out so far, each with its ``path`` and ``reason``."""
         return self._broken.skipped
 
     @property
-    def peak_bytes(self) -> int:
-        """The most bytes of host memory that the pipeline takes: batches, decoding, and the list of files.
-
-        Batches are those made ahead, the one just handed out and the one before it, which training may still hold;
-        TensorFlow copies a batch and fetches one or two more. Decoding counts the largest file read so far.
-        """
-        labels = max(1, len(self.class_names)) if self.options.label_mode == "categorical" else 1
-        batch = min(self.batch_size, self.num_samples) * (math.prod(self.options.image_shape) + labels + 2) * 4
-        orders = 2 * 8 * self.num_samples
-        decoding = self.options.workers * self._reader.most_bytes
-        return (self.options.max_queue_size + 2) * batch + decoding + self._files.num_bytes + orders
-
-    # What Keras calls.
-
-    def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+    def held_bytes(self) -> int:
+        return self.files.num_bytes
 
     @property
-    def num_batches(self) -> int:
-        """Batches of an epoch."""
-        self._forecast.note_pass()
-        return len(self)
+    def growing_bytes(self) -> int:
+        return 0 if self._cache is None else self._cache.held_bytes
 
-    def __getitem__(self, index: int) -> Any:
-        """Batch ``index`` of the current epoch.
+    @property
+    def reading_bytes(self) -> int:
+        """What decoding the largest file read so far took."""
+        return self.reader.most_bytes
 
-        Returns:
-            ``(images, labels)``, or ``images`` where ``label_mode`` is None: float32, shape (batch_size, height, width,
-            channels), beside int32 (batch_size,), float32 (batch_size, num_classes) or float32 (batch_size, 1).
-        """
-        index = range(len(self))[index]  # IndexError, and negative numbers, as for a list.
-        with self._lock:
-            epoch = self._epoch
-            if self._in_pass:
-                self._given_out[index] = True
-            ahead = self._forecast.following(index, num_batches=len(self), depth=self.options.max_queue_size)
-        batch = self._ahead.take((epoch, index), ((epoch, other) for other in ahead))
+    def report(self) -> None:
         self._broken.warn()
-        return batch
 
-    def __iter__(self) -> Iterator[Any]:
-        self.on_epoch_begin()
-        try:
-            for index in range(len(self)):
-                yield self[index]
-        finally:
-            self.on_epoch_end()
-
-    @property
-    def epoch(self) -> int:
-        """Which epoch's order is in use, from 0. Assign it before ``fit`` to resume."""
-        return self._epoch
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        with self._lock:
-            self._epoch = int(epoch)
-            self._order = None
-            self._given_out[:] = False
-
-    def on_epoch_begin(self) -> None:
-        """Keras begins a pass. It may be a false start, to build the model: only a full pass ends an epoch."""
-        with self._lock:
-            if self._given_out.all():
-                self.epoch += 1
-            self._in_pass = True
-
-    def on_epoch_end(self) -> None:
-        """Keras ends a pass, or resets before the first: batches made for it are dropped."""
-        with self._lock:
-            self._in_pass = False
-        self._ahead.clear()
-
-    # How a batch is made.
-
-    def _start(self, executor: concurrent.futures.Executor, key: BatchKey) -> PendingBatch[Any]:
-        """Submits a batch in as many parts as there are threads, so that the first one comes soon."""
-        epoch, index = key
-        samples = self._samples(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        images = np.empty((len(samples), *self.options.image_shape), np.float32)
+    def begin(self, samples: np.ndarray, *, seed: int, epoch: int) -> Draft:
+        images = np.empty((len(samples), *self._options.image_shape), np.float32)
         used = samples.copy()
+        masks = None if self._masks is None else np.empty((len(samples), *self._options.image_size, 1), np.uint8)
+        changed = [images]
+        rows_left, lock = len(samples), threading.Lock()
 
         def read(start: int, stop: int) -> None:
+            nonlocal rows_left
             for row in range(start, stop):
-                used[row] = self._read(int(samples[row]), epoch, images[row])
+                mask = None if masks is None else masks[row]
+                used[row] = self._read(int(samples[row]), images[row], mask, seed=seed, epoch=epoch)
+            with lock:
+                rows_left -= stop - start
+                is_last = rows_left == 0
+            # By the thread that reads the last row, and not where the batch is handed over, so that it is done ahead, too.
+            if is_last and self._change_batch is not None:
+                changed[0] = self._change_batch(images, (seed, epoch, int(samples[0])))
 
-        edges = np.linspace(0, len(samples), min(self.options.workers, len(samples)) + 1).astype(int).tolist()
-        parts = [executor.submit(read, start, stop) for start, stop in itertools.pairwise(edges)]
-        return PendingBatch(parts, lambda: self._batch(images, used))
+        return Draft(read, lambda: self._batch(changed[0], used) if masks is None else (changed[0], masks))
 
-    def _samples(self, epoch: int) -> np.ndarray:
-        if not self.options.shuffle:
-            return np.arange(self.num_samples)
-        with self._lock:
-            if epoch != self._epoch:
-                return shuffling.epoch_order(self.num_samples, seed=self.seed, epoch=epoch)
-            if self._order is None:
-                self._order = shuffling.epoch_order(self.num_samples, seed=self.seed, epoch=epoch)
-            return self._order
-
-    def _read(self, sample: int, epoch: int, out: np.ndarray) -> int:
+    def _read(self, sample: int, out: np.ndarray, mask: np.ndarray | None, *, seed: int, epoch: int) -> int:
         """Reads a sample, or the first of its stand-ins that can be read, into ``out``; returns which one it was."""
-        if self._try(sample, out):
+        if self._try(sample, out, mask, key=(seed, epoch, sample)):
             return sample
         # A data set in the order of its files has the same stand-ins in every epoch, too.
-        epoch = epoch if self.options.shuffle else 0
-        for candidate in shuffling.stand_ins(self._files.labels, sample, seed=self.seed, epoch=epoch):
-            if self._try(candidate, out):
+        order = epoch if self._options.shuffle else 0
+        for candidate in shuffling.stand_ins(self.files.labels, sample, seed=seed, epoch=order):
+            if self._try(candidate, out, mask, key=(seed, epoch, sample)):
                 return candidate
         self._broken.check()
         raise AssertionError("unreachable: a file that can be read was not among the stand-ins")
 
-    def _try(self, sample: int, out: np.ndarray) -> bool:
+    def _try(self, sample: int, out: np.ndarray, mask: np.ndarray | None, *, key: tuple[int, ...]) -> bool:
         if sample in self._broken:
             return False
-        path = self._files.path(sample)
         try:
-            self._reader.read(path, out)
+            pixels = self._pixels(sample)
+            if mask is not None:
+                self._read_mask(sample, mask, key=key)
         except UnreadableImageError as error:
-            self._broken.add(sample, SkippedFile(path, str(error)))
+            self._broken.add(sample, SkippedFile(self.files.path(sample), str(error)))
             return False
+        finish(pixels, out, options=self._options, key=key)
         return True
 
+    def _read_mask(self, sample: int, out: np.ndarray, *, key: tuple[int, ...]) -> None:
+        reader, masks = self._masks, self.files.annotations.masks
+        assert reader is not None
+        assert masks is not None
+        mask = reader.read(masks.path(sample))
+        augmentation = self._options.augmentation
+        if isinstance(augmentation, Augmentation):
+            # Drawn from the same key as the image's, it is the same transform.
+            mask = augmentation.mask(mask, augmentation.drawn(mask.shape, np.random.default_rng(key)))
+        out[...] = mask
+
+    def _pixels(self, sample: int) -> np.ndarray:
+        """A sample's pixels before they are changed, as ``ImageReader.pixels`` gives them."""
+        if self._cache is not None:
+            return self._cache.pixels(sample, lambda: self.reader.pixels(self.files.path(sample)))
+        return self.reader.pixels(self.files.path(sample))
+
+    def _image_spec(self) -> TensorSpec:
+        shape = self._options.image_shape
+        if self._change_batch is None:
+            return TensorSpec(shape, "float32")
+        changed = self._change_batch(np.zeros((1, *shape), np.float32), (0,))
+        return TensorSpec(changed.shape[1:], str(changed.dtype))
+
     def _batch(self, images: np.ndarray, samples: np.ndarray) -> Any:
-        labels = self._files.labels[samples]
-        match self.options.label_mode:
+        if self.files.annotations.targets is not None:
+            return images, self.files.annotations.targets[samples]
+        labels = self.files.labels[samples]
+        match self._options.label_mode:
             case None:
                 return images
             case "categorical":
@@ -247,3 +149,63 @@ class ImageFolder(keras.utils.PyDataset):
                 return images, labels.astype(np.float32)[:, None]
             case _:
                 return images, labels
+
+
+def _batch_function(options: ImageOptions) -> BatchFunction | None:
+    """What changes whole batches, where the augmentation is not one of single images."""
+    if options.augmentation is None or isinstance(options.augmentation, Augmentation):
+        return None
+    return BatchFunction(options.augmentation, training=options.training)
+
+
+def _label_spec(options: ImageOptions, files: FileTable) -> tuple[TensorSpec, ...]:
+    if files.annotations.masks is not None:
+        return (TensorSpec((*options.image_size, 1), "uint8"),)
+    if files.annotations.targets is not None:
+        return (TensorSpec(files.annotations.targets.shape[1:], "float32"),)
+    match options.label_mode:
+        case None:
+            return ()
+        case "categorical":
+            return (TensorSpec((len(files.class_names),), "float32"),)
+        case "binary":
+            return (TensorSpec((1,), "float32"),)
+        case _:
+            return (TensorSpec((), "int32"),)
+
+
+class ImageFolder(Pipeline):
+    """Batches of decoded images; made by ``memfit.data.image_folder``.
+
+    Args:
+        source: The images.
+        options: In which batches.
+    """
+
+    source: ImageSource
+
+    def __init__(self, source: ImageSource, options: ImageOptions) -> None:
+        super().__init__(source, options)
+
+    def __repr__(self) -> str:
+        height, width, channels = self.source.spec[0].shape
+        return (
+            f"<ImageFolder {self.source.files.directory!r}: {self.num_samples} images of {len(self.class_names)} classes, "
+            f"{self._num_batches} batches of {self.batch_size} x {height} x {width} x {channels}>"
+        )
+
+    @property
+    def cache_reason(self) -> str:
+        """Which cache is used for decoded images, and why."""
+        return self.source.cache_reason
+
+    @property
+    def file_paths(self) -> list[str]:
+        """Paths of the images in the order of ``labels``. Made anew at each call: the data set keeps less."""
+        return [self.source.files.path(index) for index in range(self.num_samples)]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Before any shuffling: int32, shape (num_samples,), the class of each file, or float32, what it is to predict."""
+        targets = self.source.files.annotations.targets
+        return (self.source.files.labels if targets is None else targets).copy()

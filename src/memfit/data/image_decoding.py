@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from memfit.data.augmentation import Augmentation
 from memfit.data.image_options import ImageOptions
 
 # The only place that knows how a damaged file shows itself. MemoryError is not among them: that file is not broken.
@@ -97,17 +98,28 @@ class ImageReader:
         Raises:
             UnreadableImageError: The file is missing, damaged or no image; ``out`` may be partly written.
         """
+        finish(self.pixels(path), out, options=self.options, key=(0,))
+
+    def pixels(self, path: str) -> np.ndarray:
+        """One file's pixels, uint8, shape ``options.image_shape``, not to be changed.
+
+        Raises:
+            UnreadableImageError: The file is missing, damaged or no image.
+        """
         try:
             with open(path, "rb") as file:
                 data = file.read()
+        except OSError as error:
+            raise UnreadableImageError(_reason(error)) from error
+        return self.decode(data)
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """The pixels of what a file holds, as ``pixels`` gives them."""
+        try:
             pixels = self._resize(self._decode(data))
         except DAMAGE as error:
             raise UnreadableImageError(_reason(error)) from error
-        pixels = pixels.reshape(out.shape)
-        if self.options.rescale is None:
-            out[...] = pixels
-        else:
-            np.multiply(pixels, np.float32(self.options.rescale), out=out)
+        return pixels.reshape(self.options.image_shape)
 
     def survey(self, paths: Iterable[str]) -> None:
         """Raises ``most_bytes`` to what these files will take, from their headers alone; damaged ones are passed."""
@@ -141,8 +153,7 @@ class ImageReader:
             if colorspace in ("CMYK", "YCCK"):
                 return None
             scale = self._jpeg_scale(rows, columns)
-            # SOF2 starts a progressive file, whose coefficients libjpeg keeps for the whole image.
-            self._note((columns, rows), jpeg=True, progressive=b"\xff\xc2" in data)
+            self._note((columns, rows), jpeg=True, progressive=_is_progressive(data))
             space = {"L": "GRAY"}.get(self._mode, self._mode)
             return self._simplejpeg.decode_jpeg(
                 data, space, min_height=-(-rows // scale), min_width=-(-columns // scale)
@@ -177,6 +188,35 @@ class ImageReader:
         # compressed file is in memory, too, but smaller than its pixels.
         taken = 12 * decoded + (6 * columns * rows if progressive else 0) + 8 * height * width
         self.most_bytes = max(self.most_bytes, taken)
+
+
+def finish(pixels: np.ndarray, out: np.ndarray, *, options: ImageOptions, key: tuple[int, ...]) -> None:
+    """Changes and scales an image's pixels on their way into a batch.
+
+    Args:
+        pixels: As ``ImageReader.pixels`` returns them.
+        out: float32, shape ``options.image_shape``.
+        options: What to do with them.
+        key: What an augmentation is drawn from: integers from 0.
+    """
+    if isinstance(options.augmentation, Augmentation):
+        pixels = options.augmentation(pixels, np.random.default_rng(key), out=out)
+    if options.rescale is not None:
+        np.multiply(pixels, np.float32(options.rescale), out=out)
+    elif pixels is not out:
+        out[...] = pixels
+
+
+def _is_progressive(jpeg: bytes) -> bool:
+    """Whether libjpeg keeps the coefficients of the whole image: SOF2 starts the frame. Goes from marker to marker."""
+    position = 2
+    while position + 4 <= len(jpeg) and jpeg[position] == 0xFF:
+        marker = jpeg[position + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return marker == 0xC2
+        # Padding is one byte, any other segment as long as it says.
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(jpeg[position + 2 : position + 4])
+    return False
 
 
 def _reason(error: BaseException) -> str:

@@ -42,6 +42,8 @@ class PendingBatch(Generic[Batch]):
 class LookAhead(Generic[Key, Batch]):
     """Hands out batches and starts those that will be wanted next.
 
+    Threads are started when a batch is asked for and live until ``close``; a later batch starts new ones.
+
     Args:
         start: Submits the parts of the batch named by a key to an executor.
         workers: Threads that make parts.
@@ -56,25 +58,35 @@ class LookAhead(Generic[Key, Batch]):
         depth: int,
     ) -> None:
         self._start = start
+        self._workers = workers
         self._depth = depth
         self._pending: dict[Key, PendingBatch[Batch]] = {}
         self._lock = threading.Lock()
-        self._executor = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="memfit-data")
+        self._executor: concurrent.futures.Executor | None = None
 
     def take(self, key: Key, following: Iterable[Key]) -> Batch:
         """The batch of ``key``, after starting those of ``following`` as far as there is room."""
         with self._lock:
             pending = self._pending.pop(key, None)
             if pending is None:
-                pending = self._start(self._executor, key)
+                pending = self._started(key)
             self._start_ahead(list(following)[: self._depth])
         return pending.result()
 
-    def clear(self) -> None:
-        """Drops what was started and not asked for."""
+    def close(self) -> None:
+        """Drops what was started and not asked for, and lets the threads end."""
         with self._lock:
             while self._pending:
                 self._pending.popitem()[1].cancel()
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            # Not waited for: another thread may still be owed a batch that was started here.
+            executor.shutdown(wait=False)
+
+    def _started(self, key: Key) -> PendingBatch[Batch]:
+        if self._executor is None:
+            self._executor = concurrent.futures.ThreadPoolExecutor(self._workers, thread_name_prefix="memfit-data")
+        return self._start(self._executor, key)
 
     def _start_ahead(self, wanted: list[Key]) -> None:
         for key in [key for key in self._pending if key not in wanted]:
@@ -82,7 +94,7 @@ class LookAhead(Generic[Key, Batch]):
                 self._pending.pop(key).cancel()
         for key in wanted:
             if key not in self._pending:
-                self._pending[key] = self._start(self._executor, key)
+                self._pending[key] = self._started(key)
 
 
 class BatchForecast:

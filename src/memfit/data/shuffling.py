@@ -16,13 +16,15 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int) -> np.ndarray:
         epoch: From 0.
 
     Returns:
-        int64, shape (num_samples,): the sample at each position.
+        int32 (int64 for more samples than that counts), shape (num_samples,): the sample at each position.
 
     Example:
         >>> sorted(epoch_order(4, seed=1, epoch=0).tolist())
         [0, 1, 2, 3]
     """
-    return np.random.default_rng((seed, epoch)).permutation(num_samples)
+    order = np.arange(num_samples, dtype=np.int32 if num_samples < 2**31 else np.int64)
+    np.random.default_rng((seed, epoch)).shuffle(order)
+    return order
 
 
 def split(labels: np.ndarray, *, validation_split: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

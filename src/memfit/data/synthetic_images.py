@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from memfit import errors
-from memfit.data.image_options import usable_cores
+from memfit.data.pipeline_options import usable_cores
 
 
 def write_image_folder(

@@ -25,7 +25,7 @@ def main(status_fd: int, parent: int, folder: str, program: str, arguments: list
     os.set_inheritable(status_fd, False)
     step = "join"
     try:
-        _end_with(parent)
+        end_with(parent)
         if folder:
             with open(os.path.join(folder, "cgroup.procs"), "w") as file:
                 file.write(str(os.getpid()))
@@ -50,7 +50,7 @@ def _be_first_victim() -> None:
         return
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Has the kernel kill this process when the thread that started it ends: a killed notebook leaves none behind."""
     try:
         import ctypes

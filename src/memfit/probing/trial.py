@@ -61,7 +61,7 @@ def step_bytes(
         run = run_capped(
             [sys.executable, "-m", "memfit.probing.trial_child", folder],
             room,
-            env=_environment(backend),
+            env=environment(backend),
             timeout=_SECONDS,
         )
         result = Path(folder, "result.json")
@@ -74,7 +74,8 @@ def step_bytes(
     return Estimate(taken, int(_MARGIN * taken) + 16 * MIB, MEASURED)
 
 
-def _environment(backend: Backend) -> dict[str, str]:
+def environment(backend: Backend) -> dict[str, str]:
+    """Of a child that imports what this process can, on the same backend."""
     return {
         **os.environ,
         "KERAS_BACKEND": backend.name,

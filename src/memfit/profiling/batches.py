@@ -27,6 +27,7 @@ class Batches:
         num_samples: Samples of the data set, where it knows.
         sample: Called with n, gives ``(x, y, sample_weight)`` of numpy arrays: the first n samples at most.
         queued: Batches in flight beside the one in the step: being gathered, prefetched, waiting in a queue.
+        reading: Bytes of the host that making batches takes beside them, where the data says so.
     """
 
     spec: Any
@@ -34,6 +35,7 @@ class Batches:
     num_samples: int | None
     sample: Callable[[int], Any]
     queued: int = 1
+    reading: int = 0
 
 
 _PREFETCHED = 3
@@ -55,7 +57,8 @@ def described(arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:
         return dataclasses.replace(_tf_dataset(x, arguments), queued=_PREFETCHED), arguments
     if isinstance(x, keras.utils.PyDataset):
         queued = x.max_queue_size + x.workers if x.workers > 0 else 1
-        return dataclasses.replace(_py_dataset(x, arguments), queued=queued), arguments
+        reading = int(getattr(x, "reading_bytes", 0))
+        return dataclasses.replace(_py_dataset(x, arguments), queued=queued, reading=reading), arguments
     if isinstance(x, types.GeneratorType):
         return _generator(x, arguments)
     return dataclasses.replace(_iterable(x, arguments), queued=_queued(x)), arguments
@@ -136,7 +139,11 @@ def _py_dataset(dataset: Any, arguments: dict[str, Any]) -> Batches:
     def sample(count: int) -> Any:
         return _cut(keras.utils.unpack_x_y_sample_weight(dataset[0]), count)
 
-    return _from_first(sample, arguments)
+    known = getattr(dataset, "batch_spec", None)  # memfit.data knows its shapes without reading
+    if known is None:
+        return _from_first(sample, arguments)
+    spec = _with_class_weight(keras.utils.unpack_x_y_sample_weight(known), arguments)
+    return Batches(spec, keras_seam.flatten(spec)[0].shape[0], None, sample)
 
 
 def _generator(generator: Any, arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:

@@ -84,14 +84,14 @@ def step_bytes(
     return step
 
 
-def on_top_of_now(step: Estimate, *, held: Holdings, queued: int, backend: Backend) -> Estimate:
+def on_top_of_now(step: Estimate, *, waiting: int, backend: Backend) -> Estimate:
     """The peak of a run whose step takes ``step`` on top of what is held now: a built model, its optimizer's slots included.
 
-    ``queued`` batches wait for theirs.
+    ``waiting`` bytes of the host are batches that wait for theirs, and what it takes to make them.
     """
     device = backend.device_memory()
     base = budgeting.reading(backend).host_bytes if device is None else device.used_bytes
-    waiting = queued * held.inputs if device is None else 0
+    waiting = waiting if device is None else 0
     return dataclasses.replace(step, bytes=base + waiting + step.bytes, margin=step.margin + RUNTIME_RESERVE)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from memfit import errors
 from memfit.data import folder_scan
+from memfit.data.progress import stderr_progress
 
 
 def fill(folder: pathlib.Path, *paths: str, content: bytes = b"not looked at") -> pathlib.Path:
@@ -107,7 +108,7 @@ def test_only_empty_images(tmp_path: pathlib.Path) -> None:
 
 def test_a_slow_scan_says_what_it_does_and_a_quick_one_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    report = folder_scan.stderr_progress("pets", clock=lambda: now[0])
+    report = stderr_progress("listing the images in pets", "files", clock=lambda: now[0])
     for num_files in range(1, 61):
         now[0] += 0.125
         report(num_files * 1000)

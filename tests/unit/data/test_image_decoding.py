@@ -240,3 +240,11 @@ def test_most_bytes_follow_the_largest_image(tmp_path: pathlib.Path, simplejpeg:
     assert taken[photo_path] < taken[large] / 8
     assert taken[progressive] >= 6 * 800 * 700
     assert taken[small] < taken[large]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_progressive_file_is_told_by_its_frame_and_not_by_bytes_that_look_like_one(progressive: bool) -> None:
+    buffer = io.BytesIO()
+    photo(40, 30).save(buffer, "JPEG", progressive=progressive, exif=b"Exif\0\0\xff\xc2\xff\xc2")
+    assert image_decoding._is_progressive(buffer.getvalue()) is progressive
+    assert not image_decoding._is_progressive(buffer.getvalue()[:8])

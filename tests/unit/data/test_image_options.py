@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from memfit import errors
-from memfit.data import image_options
 from memfit.data.image_options import ImageOptions
 
 
@@ -33,7 +32,8 @@ from memfit.data.image_options import ImageOptions
         ("rescale", "1/255"),
         ("seed", -1),
         ("seed", 1.5),
-        ("workers", 0),
+        ("workers", -1),
+        ("max_queue_bytes", 0),
         ("max_queue_size", -1),
         ("max_broken", -1),
     ],
@@ -48,30 +48,3 @@ def test_what_works() -> None:
     options = ImageOptions(image_size=[20, 30], color_mode="grayscale", rescale=1 / 255)  # type: ignore[arg-type]
     assert options.image_size == (20, 30)
     assert options.image_shape == (20, 30, 1)
-
-
-@pytest.mark.parametrize(
-    ("validation_split", "subset", "message"),
-    [
-        (0.2, None, "belong together"),
-        (None, "training", "belong together"),
-        (0.0, "both", "between 0 and 1"),
-        (1, "both", "between 0 and 1"),
-        (-0.5, "both", "between 0 and 1"),
-        ("0.2", "both", "between 0 and 1"),
-        (True, "both", "between 0 and 1"),
-        (0.2, "test", "must be one of"),
-    ],
-)
-def test_subsets_that_cannot_work(validation_split: Any, subset: Any, message: str) -> None:
-    with pytest.raises(errors.ArgumentError, match=message):
-        image_options.check_subset(validation_split, subset)
-
-
-def test_subsets_that_work() -> None:
-    image_options.check_subset(None, None)
-    image_options.check_subset(0.2, "both")
-
-
-def test_there_is_a_core() -> None:
-    assert image_options.usable_cores() >= 1

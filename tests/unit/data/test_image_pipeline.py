@@ -29,7 +29,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
         ({"label_mode": "sparse"}, "`label_mode` must be one of"),
         ({"label_mode": "binary"}, "exactly two classes.* with 3: .*class_names"),
         ({"validation_split": 0.2}, "belong together"),
-        ({"validation_split": 0.01, "subset": "both"}, "leaves no images for validation"),
+        ({"validation_split": 0.01, "subset": "both"}, "leaves no samples for validation"),
         ({"class_names": ["a", "z"]}, r"\['z'\] do not exist"),
         ({"directory": 3}, "`directory` must be a path"),
         ({"directory": b"images"}, "`directory` must be a path"),
@@ -45,7 +45,7 @@ def test_a_mistake_is_found_and_images_are_scanned_without_keras(folder: pathlib
     program = f"""
 import sys
 import memfit.data
-assert dir(memfit.data) == ["image_folder"]
+assert "image_folder" in dir(memfit.data)
 try:
     memfit.data.image_folder({str(folder)!r}, label_mode="binary")
 except memfit.errors.ArgumentError:

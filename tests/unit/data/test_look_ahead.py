@@ -67,7 +67,7 @@ def test_clear_drops_what_waits() -> None:
     kitchen = Kitchen()
     ahead: LookAhead[int, int] = LookAhead(kitchen.start, workers=1, depth=2)
     ahead.take(0, [1, 2])
-    ahead.clear()
+    ahead.close()
     assert ahead.take(1, []) == 1
     assert kitchen.started == [0, 1, 2, 1]
 

@@ -62,5 +62,14 @@ class _Jax:
     def hold(self, variable: Any, value: Any) -> None:
         slots.hold(variable, value)
 
+    def export_litert(self, model: Any, path: str) -> None:
+        raise NotImplementedError("LiteRT files are made on TensorFlow")
+
+    def pass_over(self, arguments: tuple[Any, ...], num_batches: int, logs: Any) -> Any:
+        state, iterator = arguments
+        for _ in range(num_batches):
+            next(iterator)
+        return logs, state
+
 
 backend = _Jax()

@@ -8,7 +8,7 @@ from typing import Any
 
 from memfit.backends.around import Around, Wrapper
 from memfit.backends.half_precision import HalfPrecision
-from memfit.backends.on_tensorflow import analysis, bound, memory, oom, precision, remat, slots, step
+from memfit.backends.on_tensorflow import analysis, bound, litert, memory, oom, precision, remat, slots, step
 from memfit.backends.on_tensorflow.around import TensorFlowAround
 from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
@@ -61,6 +61,15 @@ class _TensorFlow:
 
     def hold(self, variable: Any, value: Any) -> None:
         slots.hold(variable, value)
+
+    def export_litert(self, model: Any, path: str) -> None:
+        litert.export(model, path)
+
+    def pass_over(self, arguments: tuple[Any, ...], num_batches: int, logs: Any) -> Any:
+        (iterator,) = arguments
+        for _ in range(num_batches):
+            next(iterator)
+        return logs
 
 
 backend = _TensorFlow()

@@ -62,5 +62,11 @@ class _Torch:
     def hold(self, variable: Any, value: Any) -> None:
         slots.hold(variable, value)
 
+    def export_litert(self, model: Any, path: str) -> None:
+        raise NotImplementedError("LiteRT files are made on TensorFlow")
+
+    def pass_over(self, arguments: tuple[Any, ...], num_batches: int, logs: Any) -> Any:
+        return logs  # the batches were drawn before the call
+
 
 backend = _Torch()

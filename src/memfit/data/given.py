@@ -1,0 +1,34 @@
+"""The pipelines that a user passes to ``fit``, brought under a share of the budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memfit.backends import pipelines as frameworks
+from memfit.data import pipelines
+
+_SHARE = 0.25
+"""Of the room that the budget leaves on the host, what pipelines may hold: the rest is for the step and its batches."""
+
+_NAMES = ("x", "validation_data")
+
+
+def within(arguments: dict[str, Any], room: int) -> tuple[dict[str, Any], tuple[str, ...], int]:
+    """The arguments of ``fit`` with pipelines that hold no more than their share.
+
+    Args:
+        arguments: By name; stay as they are, and so do the pipelines in them.
+        room: Bytes of the host that the budget leaves.
+
+    Returns:
+        The arguments, sentences for the user, and the bytes that the pipelines may come to hold.
+    """
+    changed, findings, held = dict(arguments), [], 0
+    share = max(0, int(_SHARE * room))
+    for name in _NAMES:
+        tools = frameworks.tools_for(arguments.get(name))
+        if tools is not None:
+            changed[name], found = pipelines.bounded(arguments[name], share)
+            findings += [f"{name}: {sentence}" for sentence in found]
+            held += min(share, pipelines.held_bytes(tools.stages(changed[name])))
+    return changed, tuple(findings), held

@@ -1,0 +1,488 @@
+"""A run that is kept: snapshots on the way, at a bounded cost, and a start from the last one at the very batch.
+
+Keras' own loop goes on as ever. ``Keeper`` stands where ``fit`` has its list of callbacks and passes every event on; in a
+run that goes on from a snapshot the batches that were done are drawn and thrown away, without a step and without events,
+so that the order, the numbers of the batches and the schedules are those of a run that nothing has interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from memfit.backends import keras_seam, random_state
+from memfit.backends.protocol import Backend
+from memfit.errors import ArgumentError, SnapshotError
+from memfit.guarding import run_state
+from memfit.guarding.snapshot import Position, Snapshot, Store
+
+_BYTES_PER_SECOND = 100e6
+"""What a first snapshot is taken to be written at, until one has been measured."""
+
+_AFTER_FAILURE_SECONDS = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """Where snapshots go, and how often.
+
+    Attributes:
+        folder: For the snapshots of one run.
+        share: Of the time, what they may take.
+        least_seconds: Between two of them.
+        completes: Whether a run that has ended well leaves a last snapshot, for a process that comes to the call again.
+    """
+
+    folder: Path
+    share: float = 0.01
+    least_seconds: float = 0.5
+    completes: bool = False
+
+
+def checked(snapshots: Any) -> Keeping | None:
+    """``snapshots`` as it was passed to ``memfit.fit``.
+
+    Raises:
+        ArgumentError: It is no folder.
+    """
+    if snapshots is None or isinstance(snapshots, Keeping):
+        return snapshots
+    if isinstance(snapshots, (str, os.PathLike)) and str(snapshots):
+        folder = Path(snapshots)
+        if not folder.exists() or folder.is_dir():
+            return Keeping(folder)
+    raise ArgumentError(
+        f"`snapshots` must be a folder for the snapshots of this run. Received: snapshots={snapshots!r}. "
+        "Pass the path of a folder; it is made where it is missing."
+    )
+
+
+@contextlib.contextmanager
+def kept(
+    model: Any, arguments: dict[str, Any], keeping: Keeping | None, *, backend: Backend, tell: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """Gives the arguments for ``fit`` with which the run is kept; its snapshots are removed when it has ended well.
+
+    SIGTERM, as a scheduler sends it, makes a last snapshot after the batch that is under way, and ends the process then.
+
+    Args:
+        model: The compiled model.
+        arguments: Of ``fit``, by name.
+        keeping: Where and how often; None keeps nothing.
+        backend: The current backend.
+        tell: Takes what happens, in sentences for the report.
+
+    Raises:
+        SnapshotError: The snapshots in the folder are of another model or call, or cannot be read; or another run keeps
+            its own there now.
+    """
+    if keeping is None:
+        yield arguments
+        return
+    store = Store(keeping.folder)
+    with store.held():
+        keeper = Keeper(model, arguments, Run(store, keeping, backend, tell))
+        with _ended_gently(keeper):
+            try:
+                yield keeper.arguments
+            finally:
+                keeper.let_go()
+        if keeping.completes:
+            keeper.complete()
+        else:
+            store.clear()
+
+
+def completed(model: Any, arguments: dict[str, Any], keeping: Keeping) -> Any | None:
+    """The History of a run that an earlier process has ended, its state put on the model; None where there is none.
+
+    A model that is not built yet is left to ``kept``, which comes to the same without an epoch.
+
+    Raises:
+        SnapshotError: The snapshot is of another model or call.
+    """
+    if not keeping.folder.exists() or not keras_seam.is_built(model):
+        return None
+    found = Store(keeping.folder).latest()
+    if found is None or not found.position.finished:
+        return None
+    _check_call(described(arguments), found.call)
+    run_state.check_specs(model, found.specs)
+    inner = _callback_list(model, arguments)
+    run_state.assign(model, found.variables)
+    run_state.restore_callbacks(inner.callbacks, found.callbacks)
+    random_state.restore(found.random["now"])
+    return model.history
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a keeper works with: where snapshots go, how often, the backend, and who is told what happens."""
+
+    store: Store
+    keeping: Keeping
+    backend: Backend
+    tell: Callable[[str], None]
+
+
+class Keeper(keras.callbacks.CallbackList):
+    """The list of callbacks of a run that is kept.
+
+    Args:
+        model: The compiled model.
+        arguments: Of ``fit``, by name.
+        run: Where snapshots go, and how often.
+
+    Attributes:
+        arguments: To call ``fit`` with.
+        ending: Set to a signal, takes a snapshot after this batch and ends the process with the signal.
+
+    Raises:
+        SnapshotError: The last snapshot is of another call, or cannot be read.
+    """
+
+    def __init__(self, model: Any, arguments: dict[str, Any], run: Run) -> None:
+        self._inner = _callback_list(model, arguments)
+        self._run = run
+        self._resumed = run.store.latest()
+        self._call = described(arguments)
+        self._data = run_state.DataState(arguments.get("x"))
+        self._pace = Pace(run.keeping)
+        self._epoch_random: dict[str, Any] = {}
+        self._epochs: list[dict[str, Any]] = []
+        self._data_state: dict[str, Any] | None = None
+        self._own = list(self._inner.callbacks)  # others that memfit adds keep no state
+        self._constant = run_state.constants(self._own)
+        self._real: Any = None
+        self._passing: Any = None
+        self._epoch = 0
+        self._failures: set[str] = set()
+        self.ending: int | None = None
+        if self._resumed is not None:
+            _check_call(self._call, self._resumed.call)
+            at = self._resumed.position
+            run.tell(f"goes on from a snapshot: epoch {at.epoch + 1}, {at.step} of its batches done")
+        self.arguments = {**_resumed_arguments(arguments, self._resumed), "callbacks": self}
+        super().__init__([], model=None)
+        keras.callbacks.Callback.set_model(self, model)
+        self.callbacks, self.params = self._inner.callbacks, self._inner.params
+
+    def let_go(self) -> None:
+        """Takes off the model what was put on it."""
+        if self._passing is not None and self._model.train_function is self._passing:
+            self._model.train_function = self._real
+        self._real = self._passing = None
+
+    # The start.
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._inner.on_train_begin(logs)
+        self._pace.begin(run_state.variables(self._model))
+        found = self._resumed
+        if found is None:
+            return
+        run_state.check_specs(self._model, found.specs)
+        if _is_over(found.position, self.arguments):
+            self._go_on(found)
+        elif _replays(self.arguments):
+            self._pass_over(found)
+        elif found.position.step == 0:
+            self._data.restore(found.data)
+            self._go_on(found)
+        else:
+            self._pass_over(found)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        found, self._epoch = self._resumed, epoch
+        if found is not None and epoch < found.position.epoch:
+            self._epochs.append(found.random["epochs"][len(self._epochs)])
+            random_state.restore(self._epochs[-1])
+            return
+        if found is not None and found.position.step == 0:  # a replay has come to its end
+            self._go_on(found)
+            self._model.reset_metrics()
+            found = None
+        self._inner.on_epoch_begin(epoch, logs)
+        if found is None:
+            self._epoch_random, self._data_state = random_state.captured(), self._data.captured()
+        else:
+            # The callbacks have set themselves up for the epoch; what that changed is put back.
+            self._restore(found)
+            self._epoch_random, self._data_state = found.random["epoch"], found.data
+            random_state.restore(self._epoch_random)
+        if _replays(self.arguments):
+            self._epochs.append(self._epoch_random)
+        elif found is not None:
+            self._data.restore(found.data)
+
+    def _pass_over(self, found: Snapshot) -> None:
+        """From here on batches are drawn and thrown away."""
+        real, num_batches = self._model.train_function, self._model.steps_per_execution
+
+        def passing(*arguments: Any) -> Any:
+            return self._run.backend.pass_over(arguments, num_batches, dict(found.logs))
+
+        self._real, self._passing = real, passing
+        self._model.train_function = passing
+
+    def _go_on(self, found: Snapshot) -> None:
+        """From here on everything counts."""
+        self.let_go()
+        if found.position.step == 0 or _is_over(found.position, self.arguments):
+            self._restore(found)
+        random_state.restore(found.random["now"])
+        self._resumed = None
+
+    def _restore(self, found: Snapshot) -> None:
+        run_state.assign(self._model, found.variables)
+        run_state.restore_callbacks(self._own, found.callbacks)
+        self._model.stop_training = found.position.finished
+
+    # On the way.
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._resumed is None:
+            self._inner.on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        found = self._resumed
+        if found is not None:
+            # Here and not when the next batch begins, which may have been drawn before it does.
+            if self._epoch == found.position.epoch and batch + 1 >= found.position.step:
+                self._go_on(found)
+            return
+        self._inner.on_train_batch_end(batch, logs)
+        if not self._model.stop_training and (self.ending is not None or self._pace.is_due()):
+            self._keep(Position(self._epoch, batch + 1), logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        found = self._resumed
+        if found is not None:
+            return
+        self._inner.on_epoch_end(epoch, logs)
+        if self.ending is not None or self._pace.is_due():
+            # The next epoch starts from here.
+            self._epoch_random, self._data_state = random_state.captured(), self._data.captured()
+            self._keep(Position(epoch + 1, 0, bool(self._model.stop_training)), None)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._inner.on_train_end(logs)
+
+    def complete(self) -> None:
+        """Writes the snapshot of a run that has ended, over those of its way."""
+        position = Position(int(self.arguments.get("epochs", 1)), 0, finished=True)
+        self._run.store.add(self._snapshot(position, None))
+
+    def _keep(self, position: Position, logs: Any) -> None:
+        """Writes a snapshot; training goes on where that fails."""
+        start = time.monotonic()
+        try:
+            self._run.store.add(self._snapshot(position, logs))
+        except OSError as error:
+            self._pace.failed()
+            reason = f"a snapshot could not be written ({error}); training goes on, the one before is kept"
+            if reason not in self._failures:
+                self._failures.add(reason)
+                self._run.tell(reason)
+        else:
+            self._pace.wrote(time.monotonic() - start)
+        if self.ending is not None:
+            end_with(self.ending)
+
+    def _snapshot(self, position: Position, logs: Any) -> Snapshot:
+        model = self.model  # on JAX, asking for it brings the state of the epoch into the variables
+        return Snapshot(
+            position=position,
+            call=self._call,
+            variables=run_state.values(model),
+            specs=run_state.specs(model),
+            random={"epochs": self._epochs, "epoch": self._epoch_random, "now": random_state.captured()},
+            callbacks=run_state.of_callbacks(self._own, self._constant),
+            data=self._data_state,
+            logs=_numbers(logs),
+        )
+
+    # Events that concern the user's callbacks alone.
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        if params:
+            self._inner.set_params(params)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._inner.on_test_begin(logs)
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._inner.on_test_batch_begin(batch, logs)
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._inner.on_test_batch_end(batch, logs)
+
+    def on_test_end(self, logs: Any = None) -> None:
+        self._inner.on_test_end(logs)
+
+
+class Pace:
+    """When the next snapshot is due, from what the last ones took.
+
+    Args:
+        keeping: The share of the time, and the least interval.
+    """
+
+    def __init__(self, keeping: Keeping) -> None:
+        self._keeping = keeping
+        self._cost: float | None = None
+        self._last = 0.0
+        self._interval = 0.0
+
+    def begin(self, variables: list[Any]) -> None:
+        """Training begins now."""
+        self._last = time.monotonic()
+        if self._cost is None:
+            num_bytes = sum(int(np.prod(variable.shape)) * 4 for variable in variables)
+            self._set(num_bytes / _BYTES_PER_SECOND)
+
+    def is_due(self) -> bool:
+        """Whether so much time has gone by that a snapshot costs no more than its share."""
+        return time.monotonic() - self._last >= self._interval
+
+    def wrote(self, seconds: float) -> None:
+        """A snapshot has just been written, in so many seconds."""
+        self._last = time.monotonic()
+        # One slow write, behind another program's, is forgotten after a few quick ones.
+        self._set(max(seconds, 0.0 if self._cost is None else 0.5 * self._cost))
+
+    def failed(self) -> None:
+        """None could be written: the disk is given some time."""
+        self._last = time.monotonic()
+        self._interval = max(self._interval, _AFTER_FAILURE_SECONDS)
+
+    def _set(self, cost: float) -> None:
+        self._cost = cost
+        self._interval = max(self._keeping.least_seconds, cost / self._keeping.share)
+
+
+def described(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What decides the order and number of the batches of a call of ``fit``, in plain values."""
+    x = arguments.get("x")
+    shuffle = arguments.get("shuffle")
+    return {
+        "batch_size": _whole(arguments.get("batch_size")),
+        "initial_epoch": int(arguments.get("initial_epoch") or 0),
+        "steps_per_epoch": _whole(arguments.get("steps_per_epoch")),
+        "num_batches": None if isinstance(x, types.GeneratorType) else keras_seam.num_batches(arguments),
+        "shuffle": shuffle if isinstance(shuffle, str) else bool(shuffle),
+    }
+
+
+def end_with(number: int) -> None:
+    """Ends this process by a signal, as the signal alone would have."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+@contextlib.contextmanager
+def _ended_gently(keeper: Keeper) -> Iterator[None]:
+    """Inside, SIGTERM is answered by a snapshot, where nobody else answers it."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def asked(number: int, frame: Any) -> None:
+        if keeper.ending is not None:
+            end_with(number)
+        keeper.ending = number
+
+    signal.signal(signal.SIGTERM, asked)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if keeper.ending is not None:
+            end_with(keeper.ending)
+
+
+def _callback_list(model: Any, arguments: dict[str, Any]) -> Any:
+    """The list of callbacks that ``fit`` would make."""
+    callbacks = arguments.get("callbacks")
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks
+    verbose = arguments.get("verbose", "auto")
+    generated = isinstance(arguments.get("x"), types.GeneratorType) and not arguments.get("steps_per_epoch")
+    return keras.callbacks.CallbackList(
+        callbacks,
+        add_history=True,
+        add_progbar=verbose != 0,
+        verbose=verbose,
+        epochs=arguments.get("epochs", 1),
+        steps=None if generated else keras_seam.num_batches(arguments),
+        model=model,
+    )
+
+
+def _check_call(own: dict[str, Any], saved: dict[str, Any]) -> None:
+    different = [name for name in own if own[name] != saved.get(name)]
+    if different:
+        shown = ", ".join(f"{name}={own[name]!r} (there: {saved.get(name)!r})" for name in different)
+        raise SnapshotError(
+            f"The snapshots in the folder are of a run over other batches. Received: {shown}. "
+            "Call fit with the arguments of that run, delete the snapshots, or pass another folder as `snapshots`."
+        )
+
+
+def _is_over(position: Position, arguments: dict[str, Any]) -> bool:
+    return position.finished or position.epoch >= arguments.get("epochs", 1)
+
+
+def _replays(arguments: dict[str, Any]) -> bool:
+    """Whether the data is one stream over all epochs, which can only be gone through again from its start."""
+    x = arguments.get("x")
+    stream = isinstance(x, types.GeneratorType) or (hasattr(x, "element_spec") and _may_reshuffle(x))
+    return stream or bool(arguments.get("steps_per_epoch"))
+
+
+def _may_reshuffle(dataset: Any) -> bool:
+    """Whether a ``tf.data`` pipeline may come in another order each time it is gone through."""
+    while "Shuffle" not in type(dataset).__name__:
+        inputs = dataset._inputs() if hasattr(dataset, "_inputs") else [None, None]
+        if len(inputs) != 1:
+            return bool(inputs)
+        (dataset,) = inputs
+    return True
+
+
+def _resumed_arguments(arguments: dict[str, Any], found: Snapshot | None) -> dict[str, Any]:
+    if found is None:
+        return arguments
+    epochs, position = arguments.get("epochs", 1), found.position
+    if _is_over(position, arguments):
+        return {**arguments, "initial_epoch": epochs}
+    if not _replays(arguments):
+        return {**arguments, "initial_epoch": position.epoch}
+    every = arguments.get("validation_freq", 1)
+    wanted = every if not isinstance(every, int) else range(every, epochs + 1, every)
+    return {**arguments, "validation_freq": [number for number in wanted if number > position.epoch]}
+
+
+def _numbers(logs: Any) -> dict[str, float]:
+    found = {name: np.asarray(keras.ops.convert_to_numpy(value)) for name, value in (logs or {}).items()}
+    return {name: float(value) for name, value in found.items() if value.size == 1}
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,188 @@
+"""The calls of ``fit`` in a supervised process: those that are done are not repeated, the interrupted one goes on.
+
+A session is a folder that outlives its processes. Each outermost call of ``fit`` has a folder in it, by its number in the
+order of the script: the snapshots of the call; ``plan.json`` while it trains; ``report.json`` once it is done. The supervisor
+(``supervise.py``) writes ``limits.json``, what each call may take after a kill. All of it is JSON and ``.npz``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from memfit import budgeting
+from memfit.errors import DoesNotFitError, OutOfMemoryError, SnapshotError
+from memfit.records import Event, Plan, Reading, RunReport
+
+LIMITS = "limits.json"
+PLAN = "plan.json"
+REPORT = "report.json"
+FAILED = "out-of-memory"
+SMALLEST = "smallest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """What one call of ``fit`` may take, after a process was killed in it.
+
+    Attributes:
+        budget: Bytes, or None.
+        micro_batch_size: Where nothing was predicted, or None.
+        may_fail: Whether the supervisor starts the process again if it ends.
+    """
+
+    budget: int | None = None
+    micro_batch_size: int | None = None
+    may_fail: bool = True
+
+
+class Session:
+    """The calls of one process.
+
+    Args:
+        folder: Of the session.
+
+    Attributes:
+        folder: Of the session.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._num_calls = 0
+        self._inside = threading.local()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[Path | None]:
+        """Gives the folder of the next call; None inside of another call, which a callback has made."""
+        if getattr(self._inside, "now", False):
+            yield None
+            return
+        with self._lock:
+            number, self._num_calls = self._num_calls, self._num_calls + 1
+        self._inside.now = True
+        try:
+            yield self.folder / f"call-{number:03d}"
+        finally:
+            self._inside.now = False
+
+    def limit(self, call: Path) -> Limit:
+        """What the supervisor allows a call."""
+        try:
+            limits = json.loads((self.folder / LIMITS).read_text())
+        except FileNotFoundError:
+            return Limit()
+        return Limit(**{**limits["calls"].get(call.name, {}), "may_fail": limits["may_fail"]})
+
+
+_current: Session | None = None
+
+
+def begin(folder: Path) -> Session:
+    """From here on this process' calls of ``fit`` belong to a session."""
+    global _current
+    _current = Session(folder)
+    return _current
+
+
+def current() -> Session | None:
+    """The session of this process, or None where nobody supervises it."""
+    return _current
+
+
+Run = Callable[[Limit], Any]
+"""Trains under a limit, kept in the call's folder; returns the History."""
+
+
+def supervised(session: Session, call: Path, run: Run) -> Any:
+    """One outermost call of ``fit``.
+
+    Where the process runs out of memory and the supervisor will start it again, it ends here, as if the kernel had killed it.
+
+    Args:
+        session: The session.
+        call: The folder of the call.
+        run: Trains.
+
+    Returns:
+        The History.
+    """
+    limit = session.limit(call)
+    note_plan(call, None)
+    try:
+        history = _run(call, run, limit)
+    except BaseException as error:
+        if isinstance(error, OutOfMemoryError) and limit.may_fail:
+            (call / FAILED).touch()
+            _end()
+        (call / PLAN).unlink(missing_ok=True)
+        raise
+    report = getattr(history, "memfit", None)
+    if report is not None and not (call / REPORT).exists():
+        write(call / REPORT, json.loads(report.to_json()))
+    (call / PLAN).unlink(missing_ok=True)
+    return history
+
+
+def _run(call: Path, run: Run, limit: Limit) -> Any:
+    try:
+        return run(limit)
+    except DoesNotFitError:
+        if limit.budget is None and limit.micro_batch_size is None:
+            raise
+        # There is no smaller plan. What was killed may have grown by something else, which is gone with the process.
+        (call / SMALLEST).touch()
+        return run(Limit())
+    except SnapshotError as error:
+        print(f"memfit: {call.name} is trained anew: {error}", file=sys.stderr, flush=True)
+        forget(call)
+        return run(limit)
+
+
+def forget(call: Path) -> None:
+    """Removes what is known of a call and of all after it: the script has taken another way."""
+    for folder in call.parent.glob("call-*"):
+        if folder.name >= call.name:
+            for path in folder.iterdir():
+                if folder != call or path.name != PLAN:
+                    path.unlink(missing_ok=True)
+
+
+def note_plan(call: Path, plan: Plan | None) -> None:
+    """Tells the supervisor what is about to be trained with (None: not known yet), and what the process holds before."""
+    call.mkdir(parents=True, exist_ok=True)
+    held = budgeting.reading().host_bytes
+    write(call / PLAN, {"held": held, "plan": None if plan is None else json.loads(plan.to_json())})
+
+
+def report(call: Path) -> RunReport | None:
+    """The report of a call that is done, without its profile; None where it is not known."""
+    try:
+        fields = json.loads((call / REPORT).read_text())
+    except FileNotFoundError:
+        return None
+    events = tuple(Event(**event) for event in fields["events"])
+    plan, peak = Plan.from_json(json.dumps(fields["plan"])), Reading(**fields["peak"])
+    return RunReport(plan, None, events, peak, fields["seconds"], fields["planning_seconds"])
+
+
+def write(path: Path, document: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document))
+    os.replace(partial, path)
+
+
+def _end() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os.kill(os.getpid(), signal.SIGKILL)

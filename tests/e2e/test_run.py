@@ -1,0 +1,133 @@
+"""``memfit run`` as a user runs it: nothing of a script's behaviour changes, and a kill costs no work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+SCRIPT = Path(__file__).with_name("supervised_script.py")
+RUN = [sys.executable, "-m", "memfit", "run"]
+
+SEEN = """
+import os, signal, sys
+print(__name__, sys.argv, sys.path[0], os.getcwd(), sys.stdin.read(), "__main__" in sys.modules, __file__)
+print("to stderr", file=sys.stderr)
+way = sys.argv[1] if len(sys.argv) > 1 else ""
+if way == "raises":
+    def inner():
+        raise ValueError("of the script's own")
+    inner()
+elif way == "interrupted":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGINT)
+    import time; time.sleep(5)
+elif way == "terminated":
+    os.kill(os.getpid(), signal.SIGTERM)
+elif way == "crashes":
+    signal.raise_signal(signal.SIGSEGV)
+elif way == "exits":
+    sys.exit(7)
+"""
+
+
+def ran(command: list[str], folder: Path) -> tuple[int, str, str]:
+    run = subprocess.run(command, cwd=folder, input="read", capture_output=True, text=True, timeout=120, check=False)
+    return run.returncode, run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("way", ["", "raises", "interrupted", "terminated", "exits", "crashes"])
+def test_a_script_behaves_as_under_python(way: str, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "seen.py").write_text(SEEN)
+    arguments = [os.path.join("sub", "seen.py"), *([way, "--budget", "-m"] if way else [])]
+    code, stdout, stderr = ran([sys.executable, *arguments], tmp_path)
+    if way == "crashes":
+        code = 139  # the supervisor does not crash itself
+    assert ran([*RUN, *arguments], tmp_path) == (code, stdout, stderr)
+
+
+@pytest.mark.parametrize("way", ["", "exits"])
+def test_a_module_behaves_as_under_python(way: str, tmp_path: Path) -> None:
+    (tmp_path / "seen.py").write_text(SEEN)
+    expected = ran([sys.executable, "-m", "seen", way], tmp_path)
+    assert ran([*RUN, "-m", "seen", way], tmp_path) == expected
+
+
+def test_a_script_that_is_not_there_is_pythons_error(tmp_path: Path) -> None:
+    assert ran([*RUN, "missing.py"], tmp_path) == ran([sys.executable, "missing.py"], tmp_path)
+
+
+def environment_of(backend: str, environment: dict[str, str]) -> dict[str, str]:
+    return {**environment, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+
+
+def values(path: Path) -> list[np.ndarray]:
+    with np.load(path) as file:
+        return [file[name] for name in file.files]
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_script_goes_on_and_ends_as_undisturbed(
+    backend: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    env = environment_of(backend, environment)
+    plain = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path / "plain.npz")],
+        env=env,
+        capture_output=True,
+        timeout=250,
+        check=False,
+    )
+    assert plain.returncode == 3, plain.stderr.decode()
+    killed = subprocess.run(
+        [*RUN, str(SCRIPT), str(tmp_path / "killed.npz"), "kills"],
+        env=env, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert (killed.returncode, killed.stdout) == (3, "done\n"), killed.stderr
+    assert killed.stderr.count("ended by SIGKILL") == 2
+    for one, other in zip(values(tmp_path / "plain.npz"), values(tmp_path / "killed.npz"), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.timeout(400)
+def test_sigterm_leaves_a_snapshot_and_the_same_command_goes_on(environment: dict[str, str], tmp_path: Path) -> None:
+    env, folder = environment_of("torch", environment), tmp_path / "snapshots"
+    command = [*RUN, "--snapshots", str(folder), str(SCRIPT), str(tmp_path / "out.npz"), "waits"]
+    run = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "training\n"
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == -signal.SIGTERM
+    run.stdout.close()
+    assert list(folder.glob("call-000/snapshot-*.npz"))
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+    # The third step of the first call is not made again.
+    assert (again.returncode, again.stdout) == (0, "training\ndone\n"), again.stderr
+    assert not folder.exists()
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_supervisor_leaves_no_child(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import time; print('up', flush=True); time.sleep(60)")
+    run = subprocess.Popen(
+        [*RUN, "--snapshots", str(tmp_path / "kept"), str(tmp_path / "script.py")],
+        env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert run.stdout is not None
+    assert run.stdout.readline() == "up\n"
+    (child,) = psutil.Process(run.pid).children()
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    deadline = time.monotonic() + 20
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

@@ -1,0 +1,142 @@
+"""Caches of decoded images: which is chosen, that one on disk is whole or not there, and when it is used again."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import pathlib
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from memfit import errors
+from memfit.data import image_cache
+from memfit.data.file_table import FileTable
+from memfit.data.image_cache import DiskCache, MemoryCache
+from memfit.data.image_decoding import ImageReader
+from memfit.data.image_options import ImageOptions
+
+SHAPE = (5, 2, 3, 1)
+
+
+def pixels(sample: int) -> np.ndarray:
+    return np.full(SHAPE[1:], sample, np.uint8)
+
+
+def never() -> np.ndarray:
+    raise AssertionError("decoded again")
+
+
+def disk_with(free: int) -> Any:
+    return lambda size: (pathlib.Path("/disk"), "it has room") if size <= free else (None, "the disk is full")
+
+
+def test_examples() -> None:
+    results = doctest.testmod(image_cache)
+    assert results.attempted
+    assert not results.failed
+
+
+@pytest.mark.parametrize(
+    ("wanted", "room", "free", "kind"),
+    [
+        (None, 999, 999, None),
+        ("auto", 100, 999, "memory"),
+        ("auto", 99, 999, "disk"),
+        ("auto", 99, 99, None),
+        ("memory", 100, 0, "memory"),
+        ("disk", 999, 100, "disk"),
+    ],
+)
+def test_which_cache_is_chosen(wanted: str | None, room: int, free: int, kind: str | None) -> None:
+    choice = image_cache.choose(wanted, 100, room=room, disk_for=disk_with(free))
+    assert choice.kind == kind
+    assert choice.reason
+
+
+@pytest.mark.parametrize("wanted", ["memory", "disk"])
+def test_a_cache_asked_for_by_name_that_has_no_room_is_an_error(wanted: str) -> None:
+    with pytest.raises(errors.ArgumentError, match="no room for the cache"):
+        image_cache.choose(wanted, 100, room=99, disk_for=disk_with(99))
+
+
+def test_a_cache_decodes_each_sample_once(tmp_path: pathlib.Path) -> None:
+    for cache in (MemoryCache(SHAPE), DiskCache(tmp_path / "images-a", SHAPE, about={})):
+        for sample in range(5):
+            assert np.array_equal(cache.pixels(sample, lambda sample=sample: pixels(sample)), pixels(sample))
+        for sample in range(5):
+            assert np.array_equal(cache.pixels(sample, never), pixels(sample))
+
+
+def test_one_on_disk_is_used_again_when_it_is_whole_and_only_then(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "images-a"
+    first = DiskCache(folder, SHAPE, about={"color_mode": "rgb"})
+    for sample in range(4):
+        first.pixels(sample, lambda sample=sample: pixels(sample))
+    assert not folder.exists()
+    assert not DiskCache(folder, SHAPE, about={}).reused
+    first.pixels(4, lambda: pixels(4))
+    assert sorted(path.name for path in folder.iterdir()) == ["index.json", "pixels.npy"]
+    assert np.load(folder / "pixels.npy")[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    again = pickle.loads(pickle.dumps(DiskCache(folder, SHAPE, about={})))
+    assert again.reused
+    assert again.held_bytes == 0
+    assert np.array_equal(again.pixels(3, never), pixels(3))
+    # An index that says otherwise, or no index: not this cache.
+    assert not DiskCache(folder, (6, 2, 3, 1), about={}).reused
+    (folder / "index.json").write_text("{")
+    assert not DiskCache(folder, SHAPE, about={}).reused
+
+
+def test_a_damaged_cache_is_replaced(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "images-a"
+    folder.mkdir()
+    (folder / "index.json").write_text("{")
+    cache = DiskCache(folder, SHAPE, about={})
+    for sample in range(5):
+        cache.pixels(sample, lambda sample=sample: pixels(sample))
+    assert DiskCache(folder, SHAPE, about={}).reused
+
+
+def test_a_disk_that_turns_out_to_be_full_means_no_cache(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    files = FileTable(str(tmp_path), ("",), ["a.png"], [0])
+    cache, reason = image_cache.made("disk", files, ImageReader(ImageOptions(image_size=(4, 4))))
+    assert cache is None
+    assert "No space left" in reason
+
+
+def test_what_dead_processes_left_is_removed_and_what_living_ones_make_is_not(tmp_path: pathlib.Path) -> None:
+    dead, living = tmp_path / "images-a.part-999999999-x", tmp_path / f"images-a.part-{os.getppid()}-x"
+    dead.mkdir()
+    living.mkdir()
+    cache = DiskCache(tmp_path / "images-b", SHAPE, about={})
+    assert not dead.exists()
+    assert living.exists()
+    del cache
+    assert list(tmp_path.iterdir()) == [living]
+
+
+def test_the_name_of_a_cache_changes_with_files_and_options(tmp_path: pathlib.Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    files = FileTable(str(tmp_path), ("",), [f"{number}.png" for number in range(3)], [0] * 3)
+
+    def name(**options: Any) -> str:
+        return image_cache.fingerprint(files, ImageReader(ImageOptions(image_size=(4, 4), **options)))
+
+    first = name()
+    assert name(shuffle=False, seed=9, rescale=0.5) == first
+    assert name(color_mode="grayscale") != first
+    assert image_cache.fingerprint(files.take(np.array([0, 1])), ImageReader(ImageOptions(image_size=(4, 4)))) != first
+    os.utime(tmp_path / "1.png", (1, 1))
+    assert name() != first

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memfit.errors import DoesNotFitError, OutOfMemoryError, SnapshotError
+from memfit.guarding import session
+from memfit.guarding.session import Limit, Session
+
+
+def test_calls_are_numbered_and_those_of_callbacks_are_not(tmp_path: Path) -> None:
+    current = Session(tmp_path)
+    with current.entered() as first, current.entered() as inner:
+        assert (first, inner) == (tmp_path / "call-000", None)
+    with current.entered() as second:
+        assert second == tmp_path / "call-001"
+
+
+def test_a_call_that_is_done_or_failed_is_no_longer_under_way(tmp_path: Path) -> None:
+    current, call = Session(tmp_path), tmp_path / "call-000"
+
+    def fails(limit: Limit) -> Any:
+        assert (call / session.PLAN).exists()
+        raise ValueError("of the user's own")
+
+    with pytest.raises(ValueError, match="of the user's own"):
+        session.supervised(current, call, fails)
+    assert not (call / session.PLAN).exists()
+    assert session.supervised(current, call, lambda limit: "history") == "history"
+    assert not (call / session.PLAN).exists()
+
+
+def test_a_limit_below_the_smallest_plan_is_dropped_and_said(tmp_path: Path) -> None:
+    call = tmp_path / "call-000"
+    (tmp_path / session.LIMITS).write_text(json.dumps({"calls": {"call-000": {"budget": 1}}, "may_fail": True}))
+    seen: list[Limit] = []
+
+    def run(limit: Limit) -> str:
+        seen.append(limit)
+        if limit.budget is not None:
+            raise DoesNotFitError("1 byte")
+        return "history"
+
+    assert session.supervised(Session(tmp_path), call, run) == "history"
+    assert [limit.budget for limit in seen] == [1, None]
+    assert (call / session.SMALLEST).exists()
+
+
+def test_snapshots_of_another_script_are_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        (tmp_path / f"call-{number:03d}").mkdir()
+        (tmp_path / f"call-{number:03d}" / "snapshot-00000000.npz").touch()
+    attempts = iter([SnapshotError("of another model"), None])
+
+    def run(limit: Limit) -> str:
+        error = next(attempts)
+        if error is not None:
+            raise error
+        return "history"
+
+    assert session.supervised(Session(tmp_path), tmp_path / "call-001", run) == "history"
+    assert [path.parent.name for path in tmp_path.glob("*/*.npz")] == ["call-000"]
+    assert "trained anew: of another model" in capsys.readouterr().err
+
+
+def test_the_last_failure_for_memory_is_the_scripts_own(tmp_path: Path) -> None:
+    (tmp_path / session.LIMITS).write_text(json.dumps({"calls": {}, "may_fail": False}))
+
+    def run(limit: Limit) -> Any:
+        raise OutOfMemoryError("no smaller plan")
+
+    with pytest.raises(OutOfMemoryError):
+        session.supervised(Session(tmp_path), tmp_path / "call-000", run)
