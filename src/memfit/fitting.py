@@ -10,7 +10,7 @@ from typing import Any
 
 from memfit import backends, budgeting, deciding, isolating
 from memfit.arranging import Request
-from memfit.backends import keras_data, keras_seam
+from memfit.backends import keras_data, keras_seam, random_state
 from memfit.carrying_out import Prepared, carried_out
 from memfit.data import given as given_data
 from memfit.errors import ArgumentError
@@ -262,11 +262,14 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
         validation_batch_size=arguments.get("validation_batch_size"),
     )
     was_built = keras_seam.is_built(model)
-    decision = deciding.decide(model, found, request, backend=backend)
+    try:
+        with random_state.preserved(python=was_built):  # what planning draws must not change the order of the batches
+            decision = deciding.decide(model, found, request, backend=backend)
+    finally:  # a call that is refused has built the model for the next all the same
+        if not was_built and keras_seam.is_built(model) and found.num_samples is not None:
+            _keep_order(arguments, found)
     for event in decision.findings:
         log.add(*event)
-    if not was_built and keras_seam.is_built(model) and found.num_samples is not None:
-        _keep_order(arguments, found)
     if decision.plan.validation_batch_size is not None:
         own = arguments.get("validation_batch_size") or decision.plan.validation_batch_size
         arguments = {**arguments, "validation_batch_size": min(own, decision.plan.validation_batch_size)}

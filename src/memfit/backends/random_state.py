@@ -15,15 +15,20 @@ from memfit.backends import keras_saving
 
 
 @contextlib.contextmanager
-def preserved() -> Iterator[None]:
-    """Inside, draws from the global generators of Python, numpy and PyTorch are undone at the end."""
+def preserved(*, python: bool = True) -> Iterator[None]:
+    """Inside, draws from the global generators of Python, numpy and PyTorch are undone at the end.
+
+    Args:
+        python: Whether those of Python are; building a model draws its seeds there, which stay drawn.
+    """
     torch = sys.modules.get("torch")
     python_state, numpy_state = random.getstate(), np.random.get_state()
     torch_state = None if torch is None else torch.random.get_rng_state()
     try:
         yield
     finally:
-        random.setstate(python_state)
+        if python:
+            random.setstate(python_state)
         np.random.set_state(numpy_state)
         if torch is not None and torch_state is not None:
             torch.random.set_rng_state(torch_state)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -148,7 +147,7 @@ class Store:
         lock = open(self.folder / _LOCK, "w")  # noqa: SIM115 - open for as long as the lock is held
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(lock)
             except OSError as error:
                 raise SnapshotError(
                     f"Another run keeps its snapshots in the folder now. Received: snapshots={str(self.folder)!r}. "
@@ -218,3 +217,11 @@ def _opened(folder: Path) -> Iterator[int | None]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _lock(file: Any) -> None:
+    """Takes the file for this process until it is closed; an OSError where another has it. Without ``fcntl`` (Windows) nothing is locked."""
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
