@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import memfit
-from memfit import fitting
+from memfit import carrying_out
 from memfit.budgeting.ceiling import Ceiling
 from memfit.errors import OutOfMemoryError
 from memfit.guarding import attention
@@ -68,7 +68,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
             def __init__(self, _: Any, *arguments: Any, **keywords: Any) -> None:
                 super().__init__(watcher, *arguments, **keywords)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(fitting, "Attention", OnThatMachine)
+        monkeypatch.setattr(carrying_out, "Attention", OnThatMachine)
         monkeypatch.setattr(attention, "host_ceiling", scripted)
         return watcher
 
