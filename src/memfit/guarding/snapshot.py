@@ -220,7 +220,7 @@ def _opened(folder: Path) -> Iterator[int | None]:
 
 
 def _lock(file: Any) -> None:
-    """Takes the file for this process until it is closed; an OSError where another has it. Windows, without ``fcntl``, locks none."""
+    """Takes the file for this process until it is closed; an OSError where another has it. Windows locks none."""
     with contextlib.suppress(ImportError):
         import fcntl
 
