@@ -24,14 +24,10 @@ import numpy as np
 
 from memfit.backends import keras_data, keras_seam, random_state
 from memfit.backends.protocol import Backend
-from memfit.errors import ArgumentError, SnapshotError
-from memfit.guarding import run_state
+from memfit.errors import ArgumentError
+from memfit.guarding import kept_call, run_state
+from memfit.guarding.pace import Pace
 from memfit.guarding.snapshot import Position, Snapshot, Store
-
-_BYTES_PER_SECOND = 100e6
-"""What a first snapshot is taken to be written at, until one has been measured."""
-
-_AFTER_FAILURE_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +114,7 @@ def completed(model: Any, arguments: dict[str, Any], keeping: Keeping) -> Any | 
     found = Store(keeping.folder).latest()
     if found is None or not found.position.finished:
         return None
-    _check_call(described(arguments), found.call)
+    kept_call.check_call(kept_call.described(arguments), found.call)
     run_state.check_specs(model, found.specs)
     inner = _callback_list(model, arguments)
     run_state.assign(model, found.variables)
@@ -157,9 +153,9 @@ class Keeper(keras.callbacks.CallbackList):
         self._inner = _callback_list(model, arguments)
         self._run = run
         self._resumed = run.store.latest()
-        self._call = described(arguments)
+        self._call = kept_call.described(arguments)
         self._data = run_state.DataState(arguments.get("x"))
-        self._pace = Pace(run.keeping)
+        self._pace = Pace(run.keeping.share, run.keeping.least_seconds)
         self._epoch_random: dict[str, Any] = {}
         self._epochs: list[dict[str, Any]] = []
         self._data_state: dict[str, Any] | None = None
@@ -171,10 +167,10 @@ class Keeper(keras.callbacks.CallbackList):
         self._failures: set[str] = set()
         self.ending: int | None = None
         if self._resumed is not None:
-            _check_call(self._call, self._resumed.call)
+            kept_call.check_call(self._call, self._resumed.call)
             at = self._resumed.position
             run.tell(f"goes on from a snapshot: epoch {at.epoch + 1}, {at.step} of its batches done")
-        self.arguments = {**_resumed_arguments(arguments, self._resumed), "callbacks": self}
+        self.arguments = {**kept_call.resumed_arguments(arguments, self._resumed), "callbacks": self}
         super().__init__([], model=None)
         keras.callbacks.Callback.set_model(self, model)
         self.callbacks, self.params = self._inner.callbacks, self._inner.params
@@ -194,9 +190,9 @@ class Keeper(keras.callbacks.CallbackList):
         if found is None:
             return
         run_state.check_specs(self._model, found.specs)
-        if _is_over(found.position, self.arguments):
+        if kept_call.is_over(found.position, self.arguments):
             self._go_on(found)
-        elif _replays(self.arguments):
+        elif kept_call.replays(self.arguments):
             self._pass_over(found)
         elif found.position.step == 0:
             self._data.restore(found.data)
@@ -222,7 +218,7 @@ class Keeper(keras.callbacks.CallbackList):
             self._restore(found)
             self._epoch_random, self._data_state = found.random["epoch"], found.data
             random_state.restore(self._epoch_random)
-        if _replays(self.arguments):
+        if kept_call.replays(self.arguments):
             self._epochs.append(self._epoch_random)
         elif found is not None:
             self._data.restore(found.data)
@@ -240,7 +236,7 @@ class Keeper(keras.callbacks.CallbackList):
     def _go_on(self, found: Snapshot) -> None:
         """From here on everything counts."""
         self.let_go()
-        if found.position.step == 0 or _is_over(found.position, self.arguments):
+        if found.position.step == 0 or kept_call.is_over(found.position, self.arguments):
             self._restore(found)
         random_state.restore(found.random["now"])
         self._resumed = None
@@ -333,59 +329,6 @@ class Keeper(keras.callbacks.CallbackList):
         self._inner.on_test_end(logs)
 
 
-class Pace:
-    """When the next snapshot is due, from what the last ones took.
-
-    Args:
-        keeping: The share of the time, and the least interval.
-    """
-
-    def __init__(self, keeping: Keeping) -> None:
-        self._keeping = keeping
-        self._cost: float | None = None
-        self._last = 0.0
-        self._interval = 0.0
-
-    def begin(self, variables: list[Any]) -> None:
-        """Training begins now."""
-        self._last = time.monotonic()
-        if self._cost is None:
-            num_bytes = sum(int(np.prod(variable.shape)) * 4 for variable in variables)
-            self._set(num_bytes / _BYTES_PER_SECOND)
-
-    def is_due(self) -> bool:
-        """Whether so much time has gone by that a snapshot costs no more than its share."""
-        return time.monotonic() - self._last >= self._interval
-
-    def wrote(self, seconds: float) -> None:
-        """A snapshot has just been written, in so many seconds."""
-        self._last = time.monotonic()
-        # One slow write, behind another program's, is forgotten after a few quick ones.
-        self._set(max(seconds, 0.0 if self._cost is None else 0.5 * self._cost))
-
-    def failed(self) -> None:
-        """None could be written: the disk is given some time."""
-        self._last = time.monotonic()
-        self._interval = max(self._interval, _AFTER_FAILURE_SECONDS)
-
-    def _set(self, cost: float) -> None:
-        self._cost = cost
-        self._interval = max(self._keeping.least_seconds, cost / self._keeping.share)
-
-
-def described(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What decides the order and number of the batches of a call of ``fit``, in plain values."""
-    x = arguments.get("x")
-    shuffle = arguments.get("shuffle")
-    return {
-        "batch_size": _whole(arguments.get("batch_size")),
-        "initial_epoch": int(arguments.get("initial_epoch") or 0),
-        "steps_per_epoch": _whole(arguments.get("steps_per_epoch")),
-        "num_batches": None if isinstance(x, types.GeneratorType) else keras_data.num_batches(arguments),
-        "shuffle": shuffle if isinstance(shuffle, str) else bool(shuffle),
-    }
-
-
 def end_with(number: int) -> None:
     """Ends this process by a signal, as the signal alone would have."""
     for stream in (sys.stdout, sys.stderr):
@@ -435,54 +378,6 @@ def _callback_list(model: Any, arguments: dict[str, Any]) -> Any:
     )
 
 
-def _check_call(own: dict[str, Any], saved: dict[str, Any]) -> None:
-    different = [name for name in own if own[name] != saved.get(name)]
-    if different:
-        shown = ", ".join(f"{name}={own[name]!r} (there: {saved.get(name)!r})" for name in different)
-        raise SnapshotError(
-            f"The snapshots in the folder are of a run over other batches. Received: {shown}. "
-            "Call fit with the arguments of that run, delete the snapshots, or pass another folder as `snapshots`."
-        )
-
-
-def _is_over(position: Position, arguments: dict[str, Any]) -> bool:
-    return position.finished or position.epoch >= arguments.get("epochs", 1)
-
-
-def _replays(arguments: dict[str, Any]) -> bool:
-    """Whether the data is one stream over all epochs, which can only be gone through again from its start."""
-    x = arguments.get("x")
-    stream = isinstance(x, types.GeneratorType) or (hasattr(x, "element_spec") and _may_reshuffle(x))
-    return stream or bool(arguments.get("steps_per_epoch"))
-
-
-def _may_reshuffle(dataset: Any) -> bool:
-    """Whether a ``tf.data`` pipeline may come in another order each time it is gone through."""
-    while "Shuffle" not in type(dataset).__name__:
-        inputs = dataset._inputs() if hasattr(dataset, "_inputs") else [None, None]
-        if len(inputs) != 1:
-            return bool(inputs)
-        (dataset,) = inputs
-    return True
-
-
-def _resumed_arguments(arguments: dict[str, Any], found: Snapshot | None) -> dict[str, Any]:
-    if found is None:
-        return arguments
-    epochs, position = arguments.get("epochs", 1), found.position
-    if _is_over(position, arguments):
-        return {**arguments, "initial_epoch": epochs}
-    if not _replays(arguments):
-        return {**arguments, "initial_epoch": position.epoch}
-    every = arguments.get("validation_freq", 1)
-    wanted = every if not isinstance(every, int) else range(every, epochs + 1, every)
-    return {**arguments, "validation_freq": [number for number in wanted if number > position.epoch]}
-
-
 def _numbers(logs: Any) -> dict[str, float]:
     found = {name: np.asarray(keras.ops.convert_to_numpy(value)) for name, value in (logs or {}).items()}
     return {name: float(value) for name, value in found.items() if value.size == 1}
-
-
-def _whole(value: Any) -> int | None:
-    return None if value is None else int(value)
