@@ -1,6 +1,7 @@
 """A user's script of two calls of ``fit`` that knows nothing of memfit: ``python supervised_script.py OUT.npz [WAY]``.
 
-WAY "kills": the process kills itself in each of the two calls, once; "waits": it says when it trains, and takes its time.
+WAY "kills": the process kills itself in each of the two calls, once; "grows": it takes memory until the kernel kills it;
+"waits": it says when it trains, and takes its time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 OUT, WAY = Path(sys.argv[1]), (sys.argv[2] if len(sys.argv) > 2 else "")
 X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
 Y = X[:, :1] ** 2
+HELD: list[Any] = []
 
 
 class Disturbs(keras.callbacks.Callback):
@@ -30,6 +32,9 @@ class Disturbs(keras.callbacks.Callback):
         if WAY == "kills" and steps == 7 and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if WAY == "grows" and steps == 7 and not flag.exists():
+            flag.touch()
+            HELD.append(np.ones(4 * 2**30, "uint8"))
         if WAY == "waits":
             if steps == 3:
                 print("training", flush=True)

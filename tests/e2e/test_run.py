@@ -13,6 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
+from memfit.probing.capped import run_capped
+
 SCRIPT = Path(__file__).with_name("supervised_script.py")
 RUN = [sys.executable, "-m", "memfit", "run"]
 
@@ -94,6 +96,19 @@ def test_a_killed_script_goes_on_and_ends_as_undisturbed(
     assert (killed.returncode, killed.stdout) == (3, "done\n"), killed.stderr
     assert killed.stderr.count("ended by SIGKILL") == 2
     for one, other in zip(values(tmp_path / "plain.npz"), values(tmp_path / "killed.npz"), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.timeout(600)
+def test_a_script_that_the_kernel_kills_for_memory_goes_on(environment: dict[str, str], tmp_path: Path) -> None:
+    env = environment_of("torch", environment)
+    found = {}
+    for way, command in (("", [sys.executable]), ("grows", RUN)):
+        out = tmp_path / f"out{way}.npz"
+        found[way] = run_capped([*command, str(SCRIPT), str(out), way], 2**30, env=env, timeout=280)
+        assert found[way].returncode == 3, "\n".join((str(found[way]), *found[way].tail))
+    assert sum("ended by SIGKILL" in line for line in found["grows"].tail) == 2, found["grows"].tail
+    for one, other in zip(values(tmp_path / "out.npz"), values(tmp_path / "outgrows.npz"), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
