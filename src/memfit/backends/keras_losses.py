@@ -14,7 +14,7 @@ import numpy as np
 from keras.src import backend as keras_backend
 from keras.src.losses import loss as keras_loss
 
-from memfit.backends.keras_seam import flat_layers, map_leaves, overrides, set_attribute
+from memfit.backends.keras_seam import flat_layers, is_of_keras, map_leaves, overrides, set_attribute
 
 
 def compiled_losses(model: Any) -> list[Any]:
@@ -126,7 +126,7 @@ def synthetic_targets(model: Any, x: Any) -> Any:
 
 def has_call_losses(model: Any) -> bool:
     """Whether a layer may add losses of its activations: an activity regularizer, or a call of the user's own code."""
-    own = (layer for layer in [model, *flat_layers(model)] if not type(layer).__module__.startswith("keras.src."))
+    own = (layer for layer in [model, *flat_layers(model)] if not is_of_keras(type(layer)))
     return any(getattr(layer, "activity_regularizer", None) for layer in flat_layers(model)) or any(own)
 
 
@@ -135,7 +135,7 @@ def may_be_scalar(model: Any) -> bool:
     if overrides(model, "compute_loss"):
         return True
     functions = (getattr(loss, "fn", type(loss)) for loss in compiled_losses(model))
-    return not all(getattr(function, "__module__", "").startswith("keras.src.") for function in functions)
+    return not all(is_of_keras(function) for function in functions)
 
 
 def mask_of(tensor: Any) -> Any | None:

@@ -64,10 +64,15 @@ def raw_value(variable: Any) -> Any | None:
     return variable._value
 
 
+def is_of_keras(thing: Any, within: str = "") -> bool:
+    """Whether a class or function is Keras' own, and not made by the user; ``within`` names a part of Keras, like "layers."."""
+    return str(getattr(thing, "__module__", "")).startswith(f"keras.src.{within}")
+
+
 def overrides(model: Any, method: str) -> bool:
     """Whether the user's class, not Keras, defines a method of the model."""
     owner = next(cls for cls in type(model).__mro__ if method in vars(cls))
-    return method in vars(model) or not owner.__module__.startswith("keras.src.")
+    return method in vars(model) or not is_of_keras(owner)
 
 
 def forward(model: Any, x: Any, *, training: bool) -> Any:
@@ -180,7 +185,7 @@ def own_objects(model: Any) -> dict[str, Any]:
         for leaf in keras.tree.flatten([losses, metrics, own_optimizer(model)])
         if leaf is not None and not isinstance(leaf, str)
     ]
-    own = [one for one in found if not getattr(one, "__module__", "").startswith("keras.src.")]
+    own = [one for one in found if not is_of_keras(one)]
     return {keras.saving.get_registered_name(one): one for one in own} | {one.__name__: one for one in own}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import os
@@ -10,10 +11,35 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from memfit.cli.option_types import positive, shape
 from memfit.errors import ArgumentError
+
+BACKENDS = ("tensorflow", "jax", "torch")
 
 _SAVED = (".keras", ".h5", ".hdf5")
 _FORMS = "Pass a saved model (model.keras), module:function or script.py:function."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of a command about a model: which, at which shapes, on which framework."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a saved model (.keras), or module:function or script.py:function that returns a compiled model",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=32, metavar="N", help="samples of one update (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--input-shape",
+        type=shape,
+        action="append",
+        metavar="D1,D2,...",
+        help="of one sample, once for each input, where the model leaves dimensions open",
+    )
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="the framework under Keras (default: KERAS_BACKEND, or Keras' own choice)"
+    )
 
 
 def loaded(source: str) -> Any:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from memfit import units
 from memfit.cli import model_sources
-from memfit.cli.option_types import positive, shape
 from memfit.errors import DoesNotFitError
 
 if TYPE_CHECKING:
@@ -21,35 +20,17 @@ if TYPE_CHECKING:
 NAME = "plan"
 HELP = "show what a training step of a model takes, whether it fits, and the plan that does"
 
-BACKENDS = ("tensorflow", "jax", "torch")
 EXIT_DOES_NOT_FIT = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a saved model (.keras), or module:function or script.py:function that returns a compiled model",
-    )
-    parser.add_argument(
-        "--batch-size", type=positive, default=32, metavar="N", help="samples of one update (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--input-shape",
-        type=shape,
-        action="append",
-        metavar="D1,D2,...",
-        help="of one sample, once for each input, where the model leaves dimensions open",
-    )
+    model_sources.add_arguments(parser)
     parser.add_argument(
         "--budget", metavar="BYTES", help='like "12 GiB", or a preset (default: what this machine allows)'
     )
     parser.add_argument(
         "--allow", action="append", default=[], metavar="LEVER", help="a lever that may change the result"
-    )
-    parser.add_argument(
-        "--backend", choices=BACKENDS, help="the framework under Keras (default: KERAS_BACKEND, or Keras' own choice)"
     )
     parser.add_argument("--probe", action="store_true", help="confirm the plan by a trial in a child process")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -140,7 +140,7 @@ def _adam(model: Any) -> Any:
 
 def _is_own_adam(adam: Any) -> bool:
     """Whether it is Keras' Adam or AdamW, not a user's subclass of one."""
-    return isinstance(adam, keras.optimizers.Adam) and type(adam).__module__.startswith("keras.src.")
+    return isinstance(adam, keras.optimizers.Adam) and keras_seam.is_of_keras(type(adam))
 
 
 # The stand-in

@@ -124,7 +124,7 @@ def _subtree(layer: Any) -> list[Any]:
 
 def _is_own(layer: Any) -> bool:
     """Whether the layer's class is Keras'."""
-    return type(layer).__module__.startswith("keras.src.layers.")
+    return keras_seam.is_of_keras(type(layer), "layers.")
 
 
 def _is_safe(layer: Any) -> bool:
@@ -145,8 +145,7 @@ def _is_safe(layer: Any) -> bool:
 def _is_safe_activation(activation: Any) -> bool:
     if activation is None or isinstance(activation, keras.layers.Layer):
         return True  # a layer is looked at by itself
-    own = getattr(activation, "__module__", "").startswith("keras.src.")
-    return own and getattr(activation, "__name__", "") in _SAFE_ACTIVATIONS
+    return keras_seam.is_of_keras(activation) and getattr(activation, "__name__", "") in _SAFE_ACTIVATIONS
 
 
 def _kept_by_place(model: Any) -> set[int]:
@@ -179,7 +178,7 @@ def _graphs(functional: Any) -> Iterator[Any]:
 
 
 def _is_safe_operation(operation: Any) -> bool:
-    return type(operation).__module__.startswith("keras.src.ops.") and type(operation).__name__ in _SAFE_OPERATIONS
+    return keras_seam.is_of_keras(type(operation), "ops.") and type(operation).__name__ in _SAFE_OPERATIONS
 
 
 def _kept_behind(numbers: Any, makers: Any, *, through_layers: bool) -> set[int]:
