@@ -65,6 +65,9 @@ class Backend(Protocol):
     survives_on_host: bool
     """Whether an allocation that fails in host memory is an exception that leaves the process usable; on a device it is."""
 
+    draws_ahead: bool
+    """Whether ``fit`` draws from a Python generator ahead of the steps, in a thread."""
+
     def device_memory(self) -> DeviceMemory | None:
         """The accelerator's memory as the framework sees it, or None where training lives in host memory."""
 

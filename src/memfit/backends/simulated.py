@@ -43,6 +43,7 @@ class SimulatedBackend:
 
     name = "simulated"
     survives_on_host = False
+    draws_ahead = False
 
     def __init__(self, total_bytes: int, *, failures: tuple[int, ...] = (), prediction_error: float = 1.0) -> None:
         self.total_bytes = total_bytes

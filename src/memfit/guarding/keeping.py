@@ -164,6 +164,8 @@ class Keeper(keras.callbacks.CallbackList):
         self._real: Any = None
         self._passing: Any = None
         self._epoch = 0
+        # A generator that is drawn from ahead of the steps brings the random generators to where they were by itself.
+        self._draws_ahead = run.backend.draws_ahead and isinstance(arguments.get("x"), types.GeneratorType)
         self._failures: set[str] = set()
         self.ending: int | None = None
         if self._resumed is not None:
@@ -204,7 +206,7 @@ class Keeper(keras.callbacks.CallbackList):
         found, self._epoch = self._resumed, epoch
         if found is not None and epoch < found.position.epoch:
             self._epochs.append(found.random["epochs"][len(self._epochs)])
-            random_state.restore(self._epochs[-1])
+            self._restore_random(self._epochs[-1], first=len(self._epochs) == 1)
             return
         if found is not None and found.position.step == 0:  # a replay has come to its end
             self._go_on(found)
@@ -217,7 +219,7 @@ class Keeper(keras.callbacks.CallbackList):
             # The callbacks have set themselves up for the epoch; what that changed is put back.
             self._restore(found)
             self._epoch_random, self._data_state = found.random["epoch"], found.data
-            random_state.restore(self._epoch_random)
+            self._restore_random(self._epoch_random, first=not self._epochs)
         if kept_call.replays(self.arguments):
             self._epochs.append(self._epoch_random)
         elif found is not None:
@@ -238,8 +240,12 @@ class Keeper(keras.callbacks.CallbackList):
         self.let_go()
         if found.position.step == 0 or kept_call.is_over(found.position, self.arguments):
             self._restore(found)
-        random_state.restore(found.random["now"])
+        self._restore_random(found.random["now"])
         self._resumed = None
+
+    def _restore_random(self, state: dict[str, Any], *, first: bool = False) -> None:
+        if first or not self._draws_ahead:
+            random_state.restore(state)
 
     def _restore(self, found: Snapshot) -> None:
         run_state.assign(self._model, found.variables)

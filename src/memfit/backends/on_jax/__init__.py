@@ -19,6 +19,7 @@ class _Jax:
 
     name = "jax"
     survives_on_host = False
+    draws_ahead = False
 
     def device_memory(self) -> DeviceMemory | None:
         return memory.device_memory()

@@ -19,6 +19,7 @@ class _TensorFlow:
 
     name = "tensorflow"
     survives_on_host = False
+    draws_ahead = True
 
     def device_memory(self) -> DeviceMemory | None:
         return memory.device_memory()

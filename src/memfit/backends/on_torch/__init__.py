@@ -19,6 +19,7 @@ class _Torch:
 
     name = "torch"
     survives_on_host = True
+    draws_ahead = False
 
     def device_memory(self) -> DeviceMemory | None:
         return memory.device_memory()
