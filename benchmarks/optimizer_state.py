@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--child", nargs=2, metavar=("WHAT", "WHICH"))
     given = parser.parse_args()
     if given.child:
@@ -210,7 +211,19 @@ def main() -> None:
     for what, which in rows:
         command = [sys.executable, str(Path(__file__).resolve()), "--child", what, str(which)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT)
-        print(done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr[-1500:], flush=True)
+        if done.returncode == 0:
+            put(json.loads(done.stdout.strip().splitlines()[-1]), given.out / f"optimizer-state-{given.backend}.jsonl")
+        else:
+            print(done.stderr[-1500:], flush=True)
+
+
+def put(row: dict[str, Any], path: Path) -> None:
+    """Prints a row and keeps it in the place of the one before of the same question."""
+    print(json.dumps(row), flush=True)
+    keys = ("model", "seed", "way", "weights")
+    before = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [one for one in before if any(one.get(key) != row.get(key) for key in keys)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in [*rows, row]))
 
 
 if __name__ == "__main__":
