@@ -99,7 +99,8 @@ class Attention(keras.callbacks.Callback):
         held = self._watcher.held()
         if self._level:
             peak = self._watcher.take_window_peak()
-            self._need = max(_NEEDS_FORGOTTEN * self._need, float(peak - self._level))
+            # Against what is held now, not before: an allocator that keeps what a step took needs no more of it.
+            self._need = max(_NEEDS_FORGOTTEN * self._need, float(peak - held))
             self._survived = max(self._survived, peak)
         self._level = held
         self._levels.add(self._num_batches, held)
