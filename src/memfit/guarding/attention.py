@@ -30,8 +30,8 @@ from memfit.guarding.watch import Watcher
 INTERVAL = 0.5
 _RELEASE_INTERVAL = 10.0
 _LONGEST_RELEASE_INTERVAL = 640.0
-_NEEDS_FORGOTTEN = 0.98
-"""What a step was seen to take fades, look by look, so that one odd batch does not count for ever."""
+_PEAKS_FORGOTTEN = 0.98
+"""The highest peak fades, look by look, so that one odd batch does not count for ever."""
 
 _RESERVE_SHARE = 0.01
 _LEAST_RESERVE = 16 * units.MIB
@@ -75,7 +75,7 @@ class Attention(keras.callbacks.Callback):
         self._release_interval = _RELEASE_INTERVAL
         self._survived = 0
         self._level = 0
-        self._need = 0.0
+        self._need = 0
         self._start: Ceiling | None = None
         self._start_held = 0
         self._has_nothing_smaller = False
@@ -98,10 +98,10 @@ class Attention(keras.callbacks.Callback):
     def _look(self, now: float) -> None:
         held = self._watcher.held()
         if self._level:
-            peak = self._watcher.take_window_peak()
-            # Against what is held now, not before: an allocator that keeps what a step took needs no more of it.
-            self._need = max(_NEEDS_FORGOTTEN * self._need, float(peak - held))
-            self._survived = max(self._survived, peak)
+            self._survived = max(int(_PEAKS_FORGOTTEN * self._survived), self._watcher.take_window_peak())
+        # What went through goes through again. A step's own bytes on top of what is held would count twice what an
+        # allocator keeps of it, or has not given back yet.
+        self._need = max(0, self._survived - held)
         self._level = held
         self._levels.add(self._num_batches, held)
         ceiling = host_ceiling()
@@ -120,9 +120,8 @@ class Attention(keras.callbacks.Callback):
                 _RELEASE_INTERVAL if helped else min(2 * self._release_interval, _LONGEST_RELEASE_INTERVAL)
             )
             self._next_release = now + self._release_interval
-        # What went through before goes through again where nothing else has changed, however little room it leaves.
-        unknown = reserve if self._level + self._need > self._survived else 0
-        if room < self._need + unknown:
+        growing = reserve if self._levels.growth() is not None else 0
+        if room < self._need + growing:
             self._short(room, reserve)
 
     def _released(self, held: int) -> int:
@@ -140,7 +139,7 @@ class Attention(keras.callbacks.Callback):
         reason = self._what_grew(room)
         if not self._has_nothing_smaller:
             if self._smaller(reason):
-                self._need = 0.0
+                self._survived = 0
                 self._level = 0
                 return
             self._has_nothing_smaller = True
@@ -161,7 +160,7 @@ class Attention(keras.callbacks.Callback):
         others = (self._start.bytes - self._start_held) - room - own
         growth = self._levels.growth()
         parts = [
-            f"{units.text(max(0, room))} of host memory are left, a step takes up to {units.text(int(self._need))} more than "
+            f"{units.text(max(0, room))} of host memory are left, a step takes up to {units.text(self._need)} more than "
             f"is held between steps; this process holds {units.text(self._level)}, {_signed(own)} since training began"
         ]
         if others > units.MIB:
