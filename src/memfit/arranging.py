@@ -137,7 +137,7 @@ class Arrangements:
     def _under(self, ceiling: int, whole: Estimate, profile: Profile) -> tuple[Plan, Split | None]:
         """The plan under a ceiling that the plain step is above, and its split."""
         batch_size, part_time = self._batches.batch_size or 1, self._part_time()
-        self._refuse_untested(ceiling, profile)
+        self._refuse_untested(ceiling, whole, profile)
         while True:
             search = fastest.search(
                 self._options(),
@@ -163,27 +163,30 @@ class Arrangements:
         exact = plan.levers.exact and (split is None or self.separability().split is not None)
         return dataclasses.replace(plan, exact=exact), split
 
-    def _refuse_untested(self, ceiling: int, profile: Profile) -> None:
-        """Says no before anything runs on the model, where the room is small and not even single samples would fit.
+    def _refuse_untested(self, ceiling: int, whole: Estimate, profile: Profile) -> None:
+        """Says no before anything runs on the model, where the room is small and no arrangement would fit.
 
         The tests of separability and of the plan hold two or three times the gradients: under a budget that allows no plan
-        they would be what the process is killed for.
+        they would be what the process is killed for. Whole batches are asked about as well: a split step holds sums of
+        gradients beside its activations, so that it can be the larger one.
 
         Raises:
-            DoesNotFitError: The smallest arrangement, were it exact, would not fit.
+            DoesNotFitError: Neither single samples, were the split exact, nor the whole batch would fit.
         """
         if ceiling - self.prediction.idle() > _SAFE_TEST * profile.gradients + _SAFE_ROOM:
             return
         options = sorted(self._options(), key=lambda option: option.time)
-        least = min(
-            (
-                Found(option, 1, self.prediction.peak(Split(1), option.key), option.time)
-                for option in (options[0], options[-1])
-            ),
-            key=lambda found: found.peak.upper,
-        )
-        if least.peak.upper > ceiling:
-            raise DoesNotFitError(self._refusal(least, ceiling, profile, tested=False))
+        batch_size = self._batches.batch_size or 1
+        asked = [Found(options[0], batch_size, whole, options[0].time)]
+        for size, some in ((1, (options[0], options[-1])), (batch_size, options[1:])):
+            for option in some:
+                split = Split(size) if size < batch_size else None
+                if self._guessed(whole, option.key, size) <= ceiling:
+                    asked.append(Found(option, size, self.prediction.peak(split, option.key), option.time))
+                    if asked[-1].peak.upper <= ceiling:
+                        return
+        least = min(asked, key=lambda found: found.peak.upper)
+        raise DoesNotFitError(self._refusal(least, ceiling, profile, tested=False))
 
     def _part_time(self) -> float:
         """What each part after the first adds to the time of a step, relative to the plain step."""
