@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import memfit
-from memfit import backends
+from memfit import arranging, backends
 from memfit.backends import keras_seam
 from memfit.backends.half_precision import HalfPrecision
 from memfit.errors import ArgumentError, DoesNotFitError
@@ -108,3 +108,19 @@ def test_what_is_allowed_and_cannot_be_pulled_is_said() -> None:
 def test_an_unknown_lever_is_refused() -> None:
     with pytest.raises(ArgumentError, match="inexact_micro_batch, precision, optimizer_state"):
         memfit.fit(model(), X, Y, allow={"half"})
+
+
+def test_under_a_small_room_a_whole_batch_is_not_refused_for_what_a_split_one_would_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def peak(self: Predictions, split: Split | None, levers: Levers = NO_LEVERS) -> Estimate:
+        return Estimate((900 if split is not None else 800 if levers.remat is None else 690) * MIB, 0, "scripted")
+
+    monkeypatch.setattr(Predictions, "peak", peak)
+    monkeypatch.setattr(Predictions, "idle", lambda self: 600 * MIB)
+    monkeypatch.setattr(arranging, "_OPTIMISM", 0.0)  # nothing is left out by a guess
+    plan = memfit.plan(model(), X, Y, **RUN | {"batch_size": 4, "budget": 745 * MIB})
+    assert plan.levers.remat is not None
+    assert plan.micro_batch_size is None
+    with pytest.raises(DoesNotFitError, match="Training does not fit"):
+        memfit.plan(model(), X, Y, **RUN | {"batch_size": 4, "budget": 680 * MIB})
