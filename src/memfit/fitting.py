@@ -292,6 +292,7 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
         session.note_plan(keeping.folder, decision.plan)
     tell = functools.partial(log.add, "snapshot")
     with (
+        given_data.ended(arguments),
         Watcher(prepared.backend) as watcher,
         keeping_of.kept(model, arguments, keeping, backend=prepared.backend, tell=tell) as arguments,
     ):

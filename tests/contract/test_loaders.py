@@ -348,6 +348,34 @@ def test_fit_trains_and_validates_on_it_and_leaves_no_threads(case: Case) -> Non
     assert no_threads_left()
 
 
+class Failing(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        raise ValueError("stop here")
+
+
+def fail_on_sample_40(sample: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    if sample[1] == 40:
+        raise ValueError("sample 40 is broken")
+    return sample
+
+
+def test_training_that_fails_leaves_no_threads() -> None:
+    x = np.arange(NUM_SAMPLES, dtype="float32")
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    dataset = memfit.data.arrays(x[:, None], x, batch_size=8, workers=2)
+    # The caught error is held: it keeps alive what was in use when it was raised.
+    with pytest.raises(Exception, match="stop here") as by_callback:
+        memfit.fit(model, dataset, callbacks=[Failing()], verbose=0)
+    assert no_threads_left()
+    samples = list(zip(x[:, None], x, strict=True))
+    dataset = memfit.data.indexed(samples, transform=fail_on_sample_40, batch_size=8, workers=2)
+    with pytest.raises(Exception, match="sample 40 is broken") as by_sample:
+        model.fit(dataset, verbose=0)
+    assert no_threads_left()
+    del by_callback, by_sample
+
+
 def test_memfit_plans_for_its_largest_batch(case: Case) -> None:
     dataset = case.make()
     found, arguments = batches_of.described({"x": dataset})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from memfit.backends import pipelines as frameworks
 from memfit.data import pipelines
+from memfit.data.pipeline import Pipeline
 
 _SHARE = 0.25
 """Of the room that the budget leaves on the host, what pipelines may hold: the rest is for the step and its batches."""
@@ -32,3 +35,14 @@ def within(arguments: dict[str, Any], room: int) -> tuple[dict[str, Any], tuple[
             findings += [f"{name}: {sentence}" for sentence in found]
             held += min(share, pipelines.held_bytes(tools.stages(changed[name])))
     return changed, tuple(findings), held
+
+
+@contextlib.contextmanager
+def ended(arguments: dict[str, Any]) -> Iterator[None]:
+    """Ends the threads of memfit's own data sets when training ends, also by an error, of which Keras tells them nothing."""
+    try:
+        yield
+    finally:
+        for name in _NAMES:
+            if isinstance(arguments.get(name), Pipeline):
+                arguments[name].on_epoch_end()

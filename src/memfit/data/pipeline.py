@@ -149,11 +149,15 @@ class Pipeline(keras.utils.PyDataset):
             epoch, first, in_pass = self._epoch, self._first, self._in_pass
             if in_pass:
                 self._given_out[first + index] = True
-        if self.options.workers == 0:
-            batch = self._made_here(epoch, first + index)
-        else:
-            batch = self._made_ahead(epoch, first, index, in_pass=in_pass)
-        self.source.report()
+        try:
+            if self.options.workers == 0:
+                batch = self._made_here(epoch, first + index)
+            else:
+                batch = self._made_ahead(epoch, first, index, in_pass=in_pass)
+            self.source.report()
+        except BaseException:  # Keras lets the error through without an end of the pass.
+            self._ahead.close()
+            raise
         return batch
 
     def _made_here(self, epoch: int, index: int) -> Any:
@@ -167,7 +171,7 @@ class Pipeline(keras.utils.PyDataset):
             ahead = self._forecast.following(index, num_batches=self._num_batches - first, depth=self._depth)
         following = ((epoch, first + other) for other in ahead) if in_pass else ()
         batch = self._ahead.take((epoch, first + index), following)
-        if not in_pass:
+        if not self._in_pass:  # Or the pass has ended meanwhile.
             self._ahead.close()
         return batch
 
