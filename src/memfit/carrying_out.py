@@ -18,6 +18,7 @@ from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.executing.forward import ForwardStep
 from memfit.guarding import recover
 from memfit.guarding.attention import Attention
+from memfit.guarding.keeping import Keeper
 from memfit.guarding.watch import Watcher
 from memfit.levers.arranged import Arranged
 from memfit.reporting.log import Log
@@ -38,7 +39,8 @@ def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> t
     with Arranged(model, prepared.backend) as arranged:
         run = _Run(model, prepared, arranged, log)
         try:
-            attention = Attention(watcher, prepared.backend, smaller=run.put_half, log=log.add)
+            keep = keeper.keep if (keeper := _keeper(prepared.arguments)) is not None else None
+            attention = Attention(watcher, prepared.backend, smaller=run.put_half, log=log.add, keep=keep)
             with run.recovering(), _also_called(prepared.arguments, attention) as arguments:
                 return model.fit(**arguments), run.decision
         except OutOfMemoryError:
@@ -129,8 +131,8 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _also_called(arguments: dict[str, Any], callback: Any) -> Iterator[dict[str, Any]]:
-    """The arguments of ``fit`` with one callback more; a ``CallbackList`` of the user's is afterwards as it was."""
+def _also_called(arguments: dict[str, Any], callback: Attention) -> Iterator[dict[str, Any]]:
+    """The arguments of ``fit`` with attention paid; a ``CallbackList`` of the user's is afterwards as it was."""
     callbacks = arguments.get("callbacks")
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         given = callbacks if isinstance(callbacks, (list, tuple)) else [] if callbacks is None else [callbacks]
@@ -138,10 +140,19 @@ def _also_called(arguments: dict[str, Any], callback: Any) -> Iterator[dict[str,
         return
     callback.set_model(callbacks.model)
     callbacks.callbacks.append(callback)
+    keeper = _keeper(arguments)
+    if keeper is not None:
+        keeper.between_batches = callback.between_batches
     try:
         yield arguments
     finally:
         callbacks.callbacks.remove(callback)
+
+
+def _keeper(arguments: dict[str, Any]) -> Keeper | None:
+    """What keeps the run, in the place of its callbacks."""
+    callbacks = arguments.get("callbacks")
+    return callbacks if isinstance(callbacks, Keeper) else None
 
 
 def _out_of_memory_text(decision: Decision, failure: str, backend: Backend) -> str:
