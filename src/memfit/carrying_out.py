@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from memfit.executing.forward import ForwardStep
 from memfit.guarding import recover
 from memfit.guarding.attention import Attention
 from memfit.guarding.keeping import Keeper
+from memfit.guarding.trimming import Trimming
 from memfit.guarding.watch import Watcher
 from memfit.levers.arranged import Arranged
 from memfit.reporting.log import Log
@@ -39,9 +41,15 @@ def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> t
     with Arranged(model, prepared.backend) as arranged:
         run = _Run(model, prepared, arranged, log)
         try:
-            keep = keeper.keep if (keeper := _keeper(prepared.arguments)) is not None else None
+            keeper = _keeper(prepared.arguments)
+            keep = None if keeper is None else keeper.keep
             attention = Attention(watcher, prepared.backend, smaller=run.put_half, log=log.add, keep=keep)
-            with run.recovering(), _also_called(prepared.arguments, attention) as arguments:
+            callbacks = [attention]
+            if prepared.backend.step_costs().own_pages is not None:  # tensors lie on the C library's heap
+                callbacks.append(Trimming(watcher.held, functools.partial(run.most_held, watcher.held())))
+            if keeper is not None:
+                keeper.between_batches = attention.between_batches
+            with run.recovering(), _also_called(prepared.arguments, callbacks) as arguments:
                 return model.fit(**arguments), run.decision
         except OutOfMemoryError:
             raise
@@ -91,6 +99,11 @@ class _Run:
             for failure in validation.failures:
                 self._log.add("out of memory", f"in validation, which went on in smaller parts: {failure}")
 
+    def most_held(self, at_start: int) -> int | None:
+        """Bytes that may be held before a step so that it stays within the budget; None where nothing was predicted."""
+        plan = self.decision.plan
+        return None if plan.peak is None else plan.budget.limiting_bytes - (plan.peak.upper - at_start)
+
     def _put(self, decision: Decision) -> None:
         self._arranged.put(decision.plan.levers, decision.split, analysed=decision.profile is not None)
         self.decision = decision
@@ -131,22 +144,21 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _also_called(arguments: dict[str, Any], callback: Attention) -> Iterator[dict[str, Any]]:
-    """The arguments of ``fit`` with attention paid; a ``CallbackList`` of the user's is afterwards as it was."""
+def _also_called(arguments: dict[str, Any], more: list[Any]) -> Iterator[dict[str, Any]]:
+    """The arguments of ``fit`` with some callbacks more; a ``CallbackList`` of the user's is afterwards as it was."""
     callbacks = arguments.get("callbacks")
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         given = callbacks if isinstance(callbacks, (list, tuple)) else [] if callbacks is None else [callbacks]
-        yield {**arguments, "callbacks": [*given, callback]}
+        yield {**arguments, "callbacks": [*given, *more]}
         return
-    callback.set_model(callbacks.model)
-    callbacks.callbacks.append(callback)
-    keeper = _keeper(arguments)
-    if keeper is not None:
-        keeper.between_batches = callback.between_batches
+    for callback in more:
+        callback.set_model(callbacks.model)
+    callbacks.callbacks.extend(more)
     try:
         yield arguments
     finally:
-        callbacks.callbacks.remove(callback)
+        for callback in more:
+            callbacks.callbacks.remove(callback)
 
 
 def _keeper(arguments: dict[str, Any]) -> Keeper | None:

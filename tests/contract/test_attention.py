@@ -135,7 +135,7 @@ def kept_run(folder: Path | None) -> tuple[Any, Any]:
 def test_at_the_hard_mark_a_run_that_is_kept_takes_a_snapshot_and_ends_whole(machine: Any, tmp_path: Path) -> None:
     undisturbed, expected = kept_run(None)
     machine({5: 80 * MIB, 6: 10_000 * MIB, 8: 0})
-    with pytest.raises(OutOfMemoryError, match="0 B of host memory are left.* goes on from its snapshot"):
+    with pytest.raises(OutOfMemoryError, match=r"0 B of host memory are left.* goes on from its snapshot"):
         kept_run(tmp_path)
     positions = [snapshot.read(path).position for path in sorted(tmp_path.glob("*.npz"))]
     assert [(at.epoch, at.step) for at in positions] == [(1, 2), (2, 1)], "before a smaller plan, and before the end"

@@ -160,7 +160,11 @@ class Attention(keras.callbacks.Callback):
             self._log("pressure", f"{reason} No smaller plan is left")
         if not ends:
             return
-        then = "the same call in a new process goes on from its snapshot" if is_kept else "save it, and train on in a new process"
+        then = (
+            "the same call in a new process goes on from its snapshot"
+            if is_kept
+            else "save it, and train on in a new process"
+        )
         raise OutOfMemoryError(
             f"Training was ended before the kernel would kill this process. {reason} The model has the weights of the last "
             f"whole step: {then}."
