@@ -131,6 +131,7 @@ def measure(trial: Trial) -> dict[str, Any]:
     from memfit import backends
     from memfit.backends import keras_seam
     from memfit.executing import attached, feeding
+    from memfit.guarding.trimming import Trimming
     from memfit.profiling import peak
     from memfit.records import Split
 
@@ -161,13 +162,16 @@ def measure(trial: Trial) -> dict[str, Any]:
         return row | {"skipped": "the step cannot be analysed"}
     row |= {"predicted": step.bytes, "upper": step.upper, "source": step.source, "moment": str(step.moment or "")}
     base = base_bytes(model, backend)
-    planned = peak.on_top_of_now(step, held=peak.holdings(model, batch), backend=backend)
+    waiting = peak.holdings(model, batch).inputs  # a batch in flight beside the one in the step
+    planned = peak.on_top_of_now(step, waiting=waiting, backend=backend)
     if device is None and base + step.upper > MEMORY_LIMIT:
         return row | {"skipped": f"{text(base + step.upper)} would be over the limit of {text(MEMORY_LIMIT)}"}
     arguments = {"x": x, "y": y, "batch_size": batch_size, "shuffle": False, "verbose": 0}
     fed, _ = feeding.streamed(arguments)
     with attached.attached(model, split, backend, analysed=True), host_peak() as highest:
-        model.fit(**fed)
+        # As memfit.fit does under a budget that the step only just fits.
+        trimming = [Trimming(lambda: 1, lambda: 0)] if backend.step_costs().own_pages is not None else []
+        model.fit(**fed, callbacks=trimming)
     device = backend.device_memory()
     measured = (highest[0] if device is None else device.peak_bytes) - base
     row |= {"base": base, "measured": measured, "planned": planned.upper - base}

@@ -68,11 +68,14 @@ class Levers:
         precision: "mixed_bfloat16" or "mixed_float16": what most layers compute in, by Keras' name; None for what the user
             set. Not exact.
         optimizer_state: How the optimizer's moments are kept: "adam8bit"; None for as they are. Not exact.
+        own_pages: On a CPU, whether large tensors get pages of their own, which go back to the system when they are freed,
+            and are faulted in anew each time: fewer bytes, more time. Exact.
     """
 
     remat: Remat | None = None
     precision: str | None = None
     optimizer_state: str | None = None
+    own_pages: bool = False
 
     def __bool__(self) -> bool:
         return self != Levers()
@@ -93,6 +96,8 @@ class Levers:
             words.append(f"computed in {self.precision.removeprefix('mixed_')} where that is safe")
         if self.optimizer_state is not None:
             words.append("optimizer state in 8 bits")
+        if self.own_pages:
+            words.append("large tensors in pages of their own")
         return ", ".join(words)
 
     @classmethod
@@ -110,10 +115,12 @@ class StepCosts:
     """What levers add to the time of a step on a framework and device; fitted to rows of ``benchmarks/planning.py``.
 
     Attributes:
-        recomputation: Computing the whole forward pass once more, relative to the plain step.
+        recomputation: Computing the whole forward pass once more, relative to the plain step less its page faults.
         part_seconds: Starting a part of a batch, whatever the model.
         layer_seconds: The same for each layer of the model: its operations are issued once more.
         efficiency: Of the rate at which the device multiplies matrices, what a step reaches.
+        own_pages: What tensors in pages of their own add, relative to the plain step; None where that is no choice.
+        fresh_pages: Whether each step gets the memory for its activations anew from the system, which faults in every page.
 
     Example:
         >>> costs = StepCosts(recomputation=0.4, part_seconds=1e-3, layer_seconds=1e-4, efficiency=0.5)
@@ -125,6 +132,32 @@ class StepCosts:
     part_seconds: float
     layer_seconds: float
     efficiency: float
+    own_pages: float | None = None
+    fresh_pages: bool = False
+
+    def recomputed(self, again: float, *, kept: float = 1.0, faulting: float = 0.0) -> float:
+        """The time of a step that recomputes, relative to the plain step.
+
+        Args:
+            again: What is computed once more, relative to the forward pass.
+            kept: The most bytes of activations at one time, relative to the plain step's.
+            faulting: The share of the plain step in which the pages of its activations are faulted in.
+        """
+        if not self.fresh_pages:
+            faulting = 0.0
+        return 1.0 + self.recomputation * again * (1.0 - faulting) - faulting * (1.0 - kept)
+
+    def faulting(self, forward: float, *, activations: int, rate: float, page_seconds: float) -> float:
+        """The share of the plain step in which the pages of its activations are faulted in.
+
+        Args:
+            forward: As for ``part``.
+            activations: Bytes.
+            rate: As for ``part``.
+            page_seconds: Seconds to fault in a byte.
+        """
+        pages = activations * page_seconds
+        return pages / (pages + _PASSES * forward / (self.efficiency * rate))
 
     def part(self, forward: float, *, num_layers: int, rate: float) -> float:
         """What each part after the first adds to the time of a step, relative to the plain step.

@@ -15,7 +15,7 @@ from memfit.planning import fastest, planner
 from memfit.planning.fastest import Found, Option
 from memfit.predicting import Predictions
 from memfit.profiling.batches import Batches
-from memfit.profiling.rate import matrix_rate
+from memfit.profiling.rate import matrix_rate, page_seconds
 from memfit.records import Budget, Estimate, Levers, Plan, Profile, Remat, Split
 from memfit.reporting.console import shown
 from memfit.units import MIB, text
@@ -27,6 +27,9 @@ _RUNGS = 8
 
 _HALF = 0.5
 """What half precision leaves of a step's activations at the least."""
+
+_FASTEST = 0.5
+"""The time of a step is never reckoned to be a smaller share of the plain step's."""
 
 _UNKNOWN_PART = 0.02
 """What a part is said to add to the time of a step where the model's operations cannot be counted."""
@@ -175,10 +178,10 @@ class Arrangements:
         """
         if ceiling - self.prediction.idle() > _SAFE_TEST * profile.gradients + _SAFE_ROOM:
             return
-        options = sorted(self._options(), key=lambda option: option.time)
+        plain, *others = sorted(self._options(), key=lambda option: (bool(option.key), option.time))
         batch_size = self._batches.batch_size or 1
-        asked = [Found(options[0], batch_size, whole, options[0].time)]
-        for size, some in ((1, (options[0], options[-1])), (batch_size, options[1:])):
+        asked = [Found(plain, batch_size, whole, plain.time)]
+        for size, some in ((1, (plain, *others[-1:])), (batch_size, others)):
             for option in some:
                 split = Split(size) if size < batch_size else None
                 if self._guessed(whole, option.key, size) <= ceiling:
@@ -214,11 +217,14 @@ class Arrangements:
         return dataclasses.replace(self.separability().split or Split(1), micro_batch_size=size)
 
     def _options(self) -> list[Option[Levers]]:
-        """Every rung of recomputation with every combination of the allowed levers."""
+        """Every rung of recomputation with every combination of the other levers."""
+        own_pages = self._backend.step_costs().own_pages
+        pages = [(False, 0.0)] if own_pages is None else [(False, 0.0), (True, own_pages)]
         return [
-            Option(dataclasses.replace(inexact.levers, remat=rung), inexact.time * time)
+            Option(dataclasses.replace(inexact.levers, remat=rung, own_pages=own), inexact.time * time + more)
             for inexact in self._inexact()
             for rung, time in self._rungs()
+            for own, more in pages
         ]
 
     def _rungs(self) -> list[tuple[Remat | None, float]]:
@@ -227,9 +233,15 @@ class Arrangements:
         if self._dropped or remat.blocked_reason(self._model) is not None:
             return rungs
         chain, costs = self._chain(), self._backend.step_costs()
+        faulting = 0.0
+        if costs.fresh_pages:
+            faulting = costs.faulting(
+                chain.cost, activations=chain.plain_bytes, rate=matrix_rate(), page_seconds=page_seconds()
+            )
         for rung in remat.ladder(chain, _RUNGS):
             again = remat.recomputation(chain, rung) / max(chain.cost, 1e-9)
-            rungs.append((rung, 1.0 + costs.recomputation * again))
+            kept = remat.peak_bytes(chain, rung) / max(1, chain.plain_bytes)
+            rungs.append((rung, max(_FASTEST, costs.recomputed(again, kept=kept, faulting=faulting))))
         return rungs
 
     def _predicted(self, levers: Levers, size: int) -> Estimate:
@@ -250,7 +262,8 @@ class Arrangements:
 
     def _proof(self, found: Found[Levers]) -> Verification:
         """The comparison with the plain step; of micro-batches alone the test of separability is the proof."""
-        if not found.option.key:
+        computing = dataclasses.replace(found.option.key, own_pages=False)
+        if not computing:
             finding = self.separability()
             return Verification(True, finding.difference, finding.reason)
         sample, split = self._sample(), None
@@ -258,7 +271,7 @@ class Arrangements:
         if found.size < (self._batches.batch_size or 1) and self.separability().split is not None:
             split = self._split(min(micro_batch.PART, keras_seam.flatten(sample)[0].shape[0] - 1))
         with shown("comparing the plan with the plain step on a tiny batch", quiet=self._request.quiet):
-            return verified(self._model, sample, found.option.key, split, backend=self._backend)
+            return verified(self._model, sample, computing, split, backend=self._backend)
 
     def _could_allow(self, ceiling: int, *, tested: bool = True) -> tuple[str, ...]:
         """What the user could allow to go faster or to need less, and why what is allowed was not pulled."""

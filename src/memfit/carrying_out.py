@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.executing.forward import ForwardStep
 from memfit.guarding import recover
 from memfit.guarding.attention import Attention
+from memfit.guarding.trimming import Trimming
 from memfit.guarding.watch import Watcher
 from memfit.levers.arranged import Arranged
 from memfit.reporting.log import Log
@@ -39,7 +41,10 @@ def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> t
         run = _Run(model, prepared, arranged, log)
         try:
             attention = Attention(watcher, prepared.backend, smaller=run.put_half, log=log.add)
-            with run.recovering(), _also_called(prepared.arguments, attention) as arguments:
+            callbacks = [attention]
+            if prepared.backend.step_costs().own_pages is not None:  # tensors lie on the C library's heap
+                callbacks.append(Trimming(watcher.held, functools.partial(run.most_held, watcher.held())))
+            with run.recovering(), _also_called(prepared.arguments, callbacks) as arguments:
                 return model.fit(**arguments), run.decision
         except OutOfMemoryError:
             raise
@@ -89,6 +94,11 @@ class _Run:
             for failure in validation.failures:
                 self._log.add("out of memory", f"in validation, which went on in smaller parts: {failure}")
 
+    def most_held(self, at_start: int) -> int | None:
+        """Bytes that may be held before a step so that it stays within the budget; None where nothing was predicted."""
+        plan = self.decision.plan
+        return None if plan.peak is None else plan.budget.limiting_bytes - (plan.peak.upper - at_start)
+
     def _put(self, decision: Decision) -> None:
         self._arranged.put(decision.plan.levers, decision.split, analysed=decision.profile is not None)
         self.decision = decision
@@ -129,19 +139,21 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _also_called(arguments: dict[str, Any], callback: Any) -> Iterator[dict[str, Any]]:
-    """The arguments of ``fit`` with one callback more; a ``CallbackList`` of the user's is afterwards as it was."""
+def _also_called(arguments: dict[str, Any], more: list[Any]) -> Iterator[dict[str, Any]]:
+    """The arguments of ``fit`` with some callbacks more; a ``CallbackList`` of the user's is afterwards as it was."""
     callbacks = arguments.get("callbacks")
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         given = callbacks if isinstance(callbacks, (list, tuple)) else [] if callbacks is None else [callbacks]
-        yield {**arguments, "callbacks": [*given, callback]}
+        yield {**arguments, "callbacks": [*given, *more]}
         return
-    callback.set_model(callbacks.model)
-    callbacks.callbacks.append(callback)
+    for callback in more:
+        callback.set_model(callbacks.model)
+    callbacks.callbacks.extend(more)
     try:
         yield arguments
     finally:
-        callbacks.callbacks.remove(callback)
+        for callback in more:
+            callbacks.callbacks.remove(callback)
 
 
 def _out_of_memory_text(decision: Decision, failure: str, backend: Backend) -> str:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfit.records import Budget, Consumer, Estimate, Levers, Plan, Profile, Reading, Remat, Segment
+from memfit.records import Budget, Consumer, Estimate, Levers, Plan, Profile, Reading, Remat, Segment, StepCosts
 
 amounts = st.integers(0, 2**45)
 estimates = st.builds(Estimate, bytes=amounts, margin=amounts, source=st.text(max_size=8))
@@ -14,6 +16,7 @@ levers = st.builds(
     Levers,
     remat=st.none() | st.builds(Remat, st.lists(segments, min_size=1, max_size=3).map(tuple)),
     precision=st.sampled_from([None, "mixed_bfloat16", "mixed_float16"]),
+    own_pages=st.booleans(),
 )
 plans = st.builds(
     Plan,
@@ -70,5 +73,16 @@ def test_levers_say_what_is_pulled() -> None:
     remat = Remat((Segment(0, 4), Segment(5, 8)))
     assert Levers().text == ""
     assert Levers(precision="mixed_float16").text == "computed in float16 where that is safe"
+    assert Levers(own_pages=True).text == "large tensors in pages of their own"
+    assert Levers(own_pages=True).exact
     both = Levers(remat, precision="mixed_bfloat16").text
     assert both == "2 segments recomputed in the backward pass, computed in bfloat16 where that is safe"
+
+
+def test_recomputing_saves_the_page_faults_of_what_it_does_not_keep() -> None:
+    costs = StepCosts(0.4, part_seconds=1e-3, layer_seconds=1e-4, efficiency=0.5)
+    assert costs.recomputed(0.5, kept=0.2, faulting=0.5) == 1.2  # the memory is there from step to step
+    fresh = dataclasses.replace(costs, fresh_pages=True)
+    assert fresh.recomputed(0.5, kept=0.2, faulting=0.5) == pytest.approx(0.7)
+    # A second of computing beside a second of page faults.
+    assert fresh.faulting(1e10 / 6, activations=10**9, rate=1e10, page_seconds=1e-9) == pytest.approx(0.5)

@@ -158,6 +158,24 @@ def marked_with_precision(model: Any, precision: str) -> Iterator[None]:
         remove_attribute(model, _PRECISION)
 
 
+_OWN_PAGES = "_memfit_own_pages"
+
+
+def has_own_pages(model: Any) -> bool:
+    """Whether the model's large tensors are to have pages of their own on a CPU."""
+    return _OWN_PAGES in vars(model)
+
+
+@contextlib.contextmanager
+def marked_with_own_pages(model: Any) -> Iterator[None]:
+    """Inside, ``has_own_pages`` is true."""
+    set_attribute(model, _OWN_PAGES, True)
+    try:
+        yield
+    finally:
+        remove_attribute(model, _OWN_PAGES)
+
+
 def is_distributed(model: Any) -> bool:
     """Whether the model trains on several devices: ``keras.distribution``, a TensorFlow strategy, or torch's DDP."""
     if keras.distribution.distribution() is not None or getattr(model, "ddp_model", None) is not None:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
 from memfit.levers import optimizer_state, precision, remat
 from memfit.records import Levers
@@ -42,4 +43,6 @@ def pulled(model: Any, levers: Levers, backend: Backend, *, trains: bool = False
             stack.enter_context(precision.attached(model, levers.precision, backend))
         if levers.remat is not None:
             stack.enter_context(remat.attached(model, levers.remat, backend))
+        if levers.own_pages:
+            stack.enter_context(keras_seam.marked_with_own_pages(model))
         yield

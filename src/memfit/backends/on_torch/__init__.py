@@ -55,7 +55,8 @@ class _Torch:
         return precision.of_devices()
 
     def step_costs(self) -> StepCosts:
-        return StepCosts(recomputation=0.55, part_seconds=1e-3, layer_seconds=2e-4, efficiency=0.5)
+        own_pages = 0.8 if memory.device_type() == "cpu" else None
+        return StepCosts(0.55, part_seconds=1e-3, layer_seconds=2e-4, efficiency=0.5, own_pages=own_pages)
 
     def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> Any:
         return slots.update_in_chunks(update, gradient, chunks, after=after)

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from memfit.backends.host_allocator import LARGE_BLOCK
+from memfit.backends.host_allocator import LARGEST_HEAP_BLOCK
 from memfit.backends.on_torch.c_heap import CHeap
 from memfit.backends.on_torch.whereabouts import Whereabouts
 from memfit.records import Moment
@@ -49,7 +49,7 @@ class LiveStorages(TorchDispatchMode):
         workspace: Workspace,
         where: Whereabouts | None = None,
         heap: CHeap | None = None,
-        mapped_block: int = LARGE_BLOCK,
+        mapped_block: int = LARGEST_HEAP_BLOCK,
     ) -> None:
         super().__init__()
         self.live = 0

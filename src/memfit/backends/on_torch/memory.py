@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-import keras
 import torch
 from keras import ops
 
@@ -44,11 +43,11 @@ def release() -> None:
 def mapped_block(model: Any) -> int:
     """The size in bytes from which blocks get pages of their own on the CPU while the model trains.
 
-    The backward pass of a recurrent layer makes large tensors at each time step: pages of their own for each of them were
-    seen to make an LSTM's step three times as long.
+    By itself glibc ends up at its largest. Smaller blocks in pages of their own leave no gaps, and cost page faults each
+    time: a U-Net's step in two parts took 309 MiB and 0.91 s instead of 413 MiB and 0.45 s.
     """
-    recurrent = any(isinstance(layer, keras.layers.RNN) for layer in keras_seam.flat_layers(model))
-    return host_allocator.LARGEST_HEAP_BLOCK if recurrent else host_allocator.LARGE_BLOCK
+    own = keras_seam.has_own_pages(model)
+    return host_allocator.LARGE_BLOCK if own else host_allocator.LARGEST_HEAP_BLOCK
 
 
 def device_type() -> str:
