@@ -158,6 +158,24 @@ def marked_with_precision(model: Any, precision: str) -> Iterator[None]:
         remove_attribute(model, _PRECISION)
 
 
+_PROGRAMS = "_memfit_programs"
+
+
+def kept_programs(model: Any) -> dict[Any, Any]:
+    """Where what is compiled for the model is kept inside ``keeping_programs``; elsewhere a new dictionary, kept nowhere."""
+    return vars(model).get(_PROGRAMS, {})
+
+
+@contextlib.contextmanager
+def keeping_programs(model: Any) -> Iterator[None]:
+    """Inside, where nothing but values of the model may change, no gradient is compiled twice."""
+    set_attribute(model, _PROGRAMS, {})
+    try:
+        yield
+    finally:
+        remove_attribute(model, _PROGRAMS)
+
+
 _OWN_PAGES = "_memfit_own_pages"
 
 

@@ -68,7 +68,7 @@ def separability(model: Any, batch: Any, backend: Backend) -> Separability:
         return Separability(None, None, "one sample is too few to test whether the model treats samples apart")
     part = min(PART, num_samples - 1)
     batch = _told_apart(batch)
-    with keras_seam.preserved_state(model), keras_seam.without_dropout(model):
+    with keras_seam.preserved_state(model), keras_seam.without_dropout(model), keras_seam.keeping_programs(model):
         whole = gradients(model, batch, None, backend)
         with keras_seam.preserved_state(model):
             keras_seam.advance_seeds(model)

@@ -150,6 +150,17 @@ def test_the_run_finds_the_compiled_step(split: Split | None, compilations: list
     assert counts[0] > counts[-1] == 0
 
 
+def test_the_test_of_separability_compiles_the_gradient_of_the_whole_batch_once(compilations: list[str]) -> None:
+    model = built(cnn(), images(5))
+    batch = np.ones((5, 24, 24, 3), "float32"), np.ones((5,), "int64"), None
+    with keras_seam.keeping_programs(model):
+        step.gradients(model, batch, None)
+        del compilations[:]
+        step.gradients(model, batch, None)
+        assert not compilations
+    assert keras_seam.kept_programs(model) == {}
+
+
 def test_a_step_is_not_kept_past_compile() -> None:
     model = built(cnn(), images(8))
     prepared = step.prepare(model, None)

@@ -113,7 +113,8 @@ def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[
             )
             return loss, others
 
-        step = _compiled(model, jax.value_and_grad(loss_of, has_aux=True))
+        kept = keras_seam.kept_programs(model)
+        step = kept.setdefault("gradient", _compiled(model, jax.value_and_grad(loss_of, has_aux=True)))
         (total, others), grads = step(trainable, others, batch)
         total = total / model.optimizer.scale_loss(1.0)
     else:
