@@ -21,6 +21,7 @@ from memfit.guarding import keeping as keeping_of
 from memfit.guarding.watch import Watcher
 from memfit.profiling import batches as batches_of
 from memfit.records import Budget, Plan, Profile, RunReport
+from memfit.reporting import progress
 from memfit.reporting.console import say
 from memfit.reporting.log import Log
 
@@ -294,7 +295,13 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
     with (
         given_data.ended(arguments),
         Watcher(prepared.backend) as watcher,
-        keeping_of.kept(model, arguments, keeping, backend=prepared.backend, tell=tell) as arguments,
+        keeping_of.kept(
+            model,
+            progress.added(arguments, lambda: watcher.peak, decision.plan.budget),
+            keeping,
+            backend=prepared.backend,
+            tell=tell,
+        ) as arguments,
     ):
         prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
         history, decision = carried_out(model, prepared, watcher, log)
