@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from memfit.evaluating import evaluate, predict
     from memfit.fitting import budget, fit, plan, profile
     from memfit.protecting import protect
+    from memfit.reporting.monitor import MemoryMonitor
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MemoryMonitor",
     "__version__",
     "budget",
     "data",
@@ -43,6 +45,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("memfit.evaluating"), name)
     if name in _FITTING:
         return getattr(importlib.import_module("memfit.fitting"), name)
+    if name == "MemoryMonitor":
+        return importlib.import_module("memfit.reporting.monitor").MemoryMonitor
     if name in _PROTECTING:
         return getattr(importlib.import_module("memfit.protecting"), name)
     if name in _MODULES:

@@ -33,6 +33,8 @@ class Prepared:
     arguments: dict[str, Any]
     backend: Backend
     shrink: Callable[[Decision], Decision | None]
+    watching: tuple[Any, ...] = ()
+    """Callbacks that memfit adds to the user's."""
 
 
 def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> tuple[Any, Decision]:

@@ -10,6 +10,9 @@ import pytest
 MODULES = [
     "memfit.units",
     "memfit.arrangement",
+    "memfit.timeline",
+    "memfit.reporting.rich_html",
+    "memfit.reporting.recorder",
     "memfit.levers.block_code",
     "memfit.levers.quantile_code",
     "memfit.levers.remat_choice",

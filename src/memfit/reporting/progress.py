@@ -47,7 +47,8 @@ class Amount(float):
     def __format__(self, specification: str) -> str:
         return self.shown
 
-    __str__ = __repr__ = lambda self: self.shown
+    def __str__(self) -> str:
+        return self.shown
 
 
 class MemoryProgress(keras.callbacks.ProgbarLogger):
