@@ -36,7 +36,7 @@ __all__ = [
 
 _EVALUATING = ("evaluate", "predict")
 _FITTING = ("budget", "fit", "plan", "profile")
-_PROTECTING = ("load_ipython_extension", "protect", "unload_ipython_extension")
+_NOTEBOOK = ("load_ipython_extension", "unload_ipython_extension")
 _MODULES = ("data", "errors", "records", "shrink")
 
 
@@ -47,8 +47,10 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("memfit.fitting"), name)
     if name == "MemoryMonitor":
         return importlib.import_module("memfit.reporting.monitor").MemoryMonitor
-    if name in _PROTECTING:
-        return getattr(importlib.import_module("memfit.protecting"), name)
+    if name == "protect":
+        return importlib.import_module("memfit.protecting").protect
+    if name in _NOTEBOOK:
+        return getattr(importlib.import_module("memfit.notebook"), name)
     if name in _MODULES:
         return importlib.import_module(f"memfit.{name}")
     raise AttributeError(f"module 'memfit' has no attribute {name!r}")

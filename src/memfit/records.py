@@ -26,6 +26,21 @@ from memfit.timeline import Timeline as Timeline
 from memfit.writing import written
 
 
+class Shown:
+    """What notebooks ask a record for: a table where they can show one, and the text of ``print`` elsewhere."""
+
+    def _repr_html_(self) -> str:
+        # What renders it is built on these records, and is imported by then only.
+        return str(importlib.import_module("memfit.reporting.rich_html").of(self))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def __init_subclass__(cls) -> None:
+        # IPython takes the first class that has either this or a __repr__, which every dataclass has.
+        cls._repr_pretty_ = Shown._repr_pretty_  # type: ignore[method-assign]
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """What this process holds at one moment.
@@ -67,7 +82,7 @@ class TensorSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
+class Budget(Shown):
     """What training may take: a ceiling on the whole process, what it holds already included.
 
     Attributes:
@@ -92,9 +107,6 @@ class Budget:
         if self.device_bytes is None:
             return host
         return f"{units.text(self.device_bytes)} of device memory ({self.device_source}) and {host}"
-
-    def _repr_html_(self) -> str:
-        return _rich(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +176,7 @@ class Consumer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Profile:
+class Profile(Shown):
     """What one training step of a model costs, by category and by layer.
 
     Attributes:
@@ -237,9 +249,6 @@ class Profile:
         lines += [f"  {units.text(c.bytes):>9}  {c.name} ({c.kind})" for c in self.layers[:8] if c.bytes]
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        return _rich(self)
-
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
@@ -261,7 +270,7 @@ _AS_KERAS = "memfit: trains as model.fit does"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """The arrangement to train with.
 
     Attributes:
@@ -322,9 +331,6 @@ class Plan:
         lines += [f"  - {reason}" for reason in self.reasons]
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        return _rich(self)
-
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
@@ -374,7 +380,7 @@ class Event:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunReport:
+class RunReport(Shown):
     """What happened in one ``memfit.fit``: attached to Keras' History as ``history.memfit``.
 
     Attributes:
@@ -450,13 +456,5 @@ class RunReport:
         """Writes one HTML page that needs no network and no scripts; gives its path."""
         return written(path, importlib.import_module("memfit.reporting.page").of_run(self))
 
-    def _repr_html_(self) -> str:
-        return _rich(self)
-
 
 REPORT_FORMAT = "memfit run report 1"
-
-
-def _rich(record: Any) -> str:
-    """What a notebook shows; what renders it is imported by then only, for it is built on these records."""
-    return str(importlib.import_module("memfit.reporting.rich_html").of(record))

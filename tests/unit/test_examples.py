@@ -13,6 +13,7 @@ MODULES = [
     "memfit.timeline",
     "memfit.reporting.rich_html",
     "memfit.reporting.recorder",
+    "memfit.reporting.holders",
     "memfit.levers.block_code",
     "memfit.levers.quantile_code",
     "memfit.levers.remat_choice",

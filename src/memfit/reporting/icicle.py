@@ -35,14 +35,15 @@ def of_profile(profile: Profile) -> str:
     total = sum(block.bytes for block in blocks)
     cells = "".join(_cell(block, total, hue) for block, hue in zip(blocks, _hues(len(blocks)), strict=True))
     rows = "".join(
-        f'<tr><td>{escape(one.name)}</td><td>{escape(one.kind)}</td><td class="number">{units.text(one.bytes)}</td></tr>'
+        f'<tr><td class="path">{escape(one.name)}</td><td>{escape(one.kind)}</td>'
+        f'<td class="number">{units.text(one.bytes)}</td></tr>'
         for one in profile.consumers[:12]
         if one.bytes
     )
     said = (
         f"One plain step at batch size {profile.batch_size} by shapes: its predicted peak is "
-        f"{units.text(profile.peak.bytes)}. Outputs of layers are all counted; at the peak some are not made yet or are gone, and gradients "
-        "of outputs come on top."
+        f"{units.text(profile.peak.bytes)}. Outputs of layers are all counted; at the peak some are not made yet or are "
+        "gone, and gradients of outputs come on top."
     )
     return (
         f'<p class="dim">{escape(said)}</p><div class="icicle"><div class="row">{cells}</div></div>'
