@@ -115,7 +115,7 @@ class StepCosts:
     """What levers add to the time of a step on a framework and device; fitted to rows of ``benchmarks/planning.py``.
 
     Attributes:
-        recomputation: Computing the whole forward pass once more, relative to the plain step.
+        recomputation: Computing the whole forward pass once more, relative to the plain step less its page faults.
         part_seconds: Starting a part of a batch, whatever the model.
         layer_seconds: The same for each layer of the model: its operations are issued once more.
         efficiency: Of the rate at which the device multiplies matrices, what a step reaches.
@@ -143,8 +143,9 @@ class StepCosts:
             kept: The most bytes of activations at one time, relative to the plain step's.
             faulting: The share of the plain step in which the pages of its activations are faulted in.
         """
-        saved = faulting * (1.0 - kept) if self.fresh_pages else 0.0
-        return 1.0 + self.recomputation * again - saved
+        if not self.fresh_pages:
+            faulting = 0.0
+        return 1.0 + self.recomputation * again * (1.0 - faulting) - faulting * (1.0 - kept)
 
     def faulting(self, forward: float, *, activations: int, rate: float, page_seconds: float) -> float:
         """The share of the plain step in which the pages of its activations are faulted in.

@@ -57,7 +57,7 @@ class _Jax:
     def step_costs(self) -> StepCosts:
         # XLA allocates the activations of a step in one block.
         fresh = memory.device_memory() is None
-        return StepCosts(0.45, part_seconds=1e-3, layer_seconds=2e-4, efficiency=0.3, fresh_pages=fresh)
+        return StepCosts(0.35, part_seconds=1e-3, layer_seconds=3e-5, efficiency=0.8, fresh_pages=fresh)
 
     def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> Any:
         return slots.update_in_chunks(update, gradient, chunks, after=after)
