@@ -19,6 +19,7 @@ from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.executing.forward import ForwardStep
 from memfit.guarding import recover
 from memfit.guarding.attention import Attention
+from memfit.guarding.keeping import Keeper
 from memfit.guarding.trimming import Trimming
 from memfit.guarding.watch import Watcher
 from memfit.levers.arranged import Arranged
@@ -42,10 +43,14 @@ def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> t
     with Arranged(model, prepared.backend) as arranged:
         run = _Run(model, prepared, arranged, log)
         try:
-            attention = Attention(watcher, prepared.backend, smaller=run.put_half, log=log.add)
+            keeper = _keeper(prepared.arguments)
+            keep = None if keeper is None else keeper.keep
+            attention = Attention(watcher, prepared.backend, smaller=run.put_half, log=log.add, keep=keep)
             callbacks = [attention]
             if prepared.backend.step_costs().own_pages is not None:  # tensors lie on the C library's heap
                 callbacks.append(Trimming(watcher.held, functools.partial(run.most_held, watcher.held())))
+            if keeper is not None:
+                keeper.between_batches = attention.between_batches
             with run.recovering(), _also_called(prepared.arguments, callbacks) as arguments:
                 return model.fit(**arguments), run.decision
         except OutOfMemoryError:
@@ -156,6 +161,12 @@ def _also_called(arguments: dict[str, Any], more: list[Any]) -> Iterator[dict[st
     finally:
         for callback in more:
             callbacks.callbacks.remove(callback)
+
+
+def _keeper(arguments: dict[str, Any]) -> Keeper | None:
+    """What keeps the run, in the place of its callbacks."""
+    callbacks = arguments.get("callbacks")
+    return callbacks if isinstance(callbacks, Keeper) else None
 
 
 def _out_of_memory_text(decision: Decision, failure: str, backend: Backend) -> str:

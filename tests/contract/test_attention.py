@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,8 +14,9 @@ import memfit
 from memfit import carrying_out
 from memfit.budgeting.ceiling import Ceiling
 from memfit.errors import OutOfMemoryError
-from memfit.guarding import attention
+from memfit.guarding import attention, snapshot
 from memfit.guarding.attention import Attention
+from memfit.guarding.keeping import Keeping
 
 MIB = 2**20
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
@@ -113,24 +116,35 @@ def test_where_no_smaller_plan_is_left_training_ends_whole_and_says_what_grew(ma
     model.fit(X, Y, verbose=0)
 
 
-def test_before_the_end_there_is_a_moment_to_save() -> None:
-    watcher, saved = FakeWatcher(), []
-    backend = type("Backend", (), {"release": lambda self: None})()
-    callback = Attention(
-        watcher,  # type: ignore[arg-type]
-        backend,
-        smaller=lambda reason: False,
-        log=lambda *event: None,
-        before_stop=saved.append,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "INTERVAL", 0.0)
-        patch.setattr(attention, "host_ceiling", Machine(watcher, {2: 0}))
-        callback.on_train_batch_begin(0)
-        callback.on_train_batch_begin(1)
-        with pytest.raises(OutOfMemoryError):
-            callback.on_train_batch_begin(2)
-    assert "0 B of host memory are left" in saved[0]
+def drawn() -> Iterator[Any]:
+    """Batches by chance: a run that goes on has to know what was drawn before its snapshot, and what was not."""
+    while True:
+        rows = np.random.randint(0, len(X), 16)
+        yield X[rows], Y[rows]
+
+
+def kept_run(folder: Path | None) -> tuple[Any, Any]:
+    np.random.seed(0)
+    model = small_model()
+    data = {"x": drawn(), "steps_per_epoch": 4, "epochs": 3, "verbose": 0, "micro_batch_size": 2}
+    # Snapshots are due after an hour: one that is there was asked for.
+    keeping = None if folder is None else Keeping(folder, least_seconds=3600.0)
+    return model, memfit.fit(model, **data, snapshots=keeping)
+
+
+def test_at_the_hard_mark_a_run_that_is_kept_takes_a_snapshot_and_ends_whole(machine: Any, tmp_path: Path) -> None:
+    undisturbed, expected = kept_run(None)
+    machine({5: 80 * MIB, 6: 10_000 * MIB, 8: 0})
+    with pytest.raises(OutOfMemoryError, match=r"0 B of host memory are left.* goes on from its snapshot"):
+        kept_run(tmp_path)
+    positions = [snapshot.read(path).position for path in sorted(tmp_path.glob("*.npz"))]
+    assert [(at.epoch, at.step) for at in positions] == [(1, 2), (2, 1)], "before a smaller plan, and before the end"
+    machine({})
+    finished, history = kept_run(tmp_path)
+    assert "goes on from a snapshot: epoch 3, 1 of its batches done" in str(history.memfit)
+    for a, b in zip(finished.get_weights(), undisturbed.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(history.history["loss"], expected.history["loss"], rtol=1e-4)
 
 
 def test_a_leak_is_reported_with_its_slope(machine: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import memfit
 from memfit.backends import keras_images, keras_seam
+from memfit.data import given
 
 
 def model(size: int = 12, classes: int = 2) -> Any:
@@ -60,3 +61,32 @@ def test_a_cache_that_the_budget_has_no_room_for_goes_to_disk() -> None:
     history = memfit.fit(model(), pipeline, steps_per_epoch=2, verbose=0, budget=budget)
     said = [event.message for event in history.memfit.events if event.kind == "data"]
     assert any("cache" in sentence for sentence in said), history.memfit.events
+
+
+def test_a_cache_of_images_is_chosen_for_the_room_that_the_budget_leaves(images: Path) -> None:
+    dataset = memfit.data.image_folder(
+        images, image_size=(12, 12), batch_size=4, label_mode="categorical", cache="auto"
+    )
+    assert "in memory" in dataset.cache_reason, "a quarter of what is free"
+    decoded = 12 * 12 * 12 * 3
+    _, said, held = given.within({"x": dataset, "validation_data": None}, 4 * decoded - 4)
+    assert said == (f"x: {dataset.cache_reason}",)
+    assert "cache on disk" in said[0]
+    assert (held, dataset.source.growing_bytes) == (0, 0)
+    _, said, held = given.within({"x": None, "validation_data": dataset}, 4 * decoded)
+    assert "in memory" in said[0]
+    assert held == dataset.source.growing_bytes == decoded
+
+    before = dataset.peak_bytes
+    history = memfit.fit(model(), dataset, epochs=2, verbose=0)
+    assert f"x: {dataset.cache_reason}" in [event.message for event in history.memfit.events if event.kind == "data"]
+    assert dataset.source.growing_bytes == 0, "filled in the first epoch"
+    assert dataset.peak_bytes == pytest.approx(before, abs=2**20)
+    _, said, _ = given.within({"x": dataset}, 4)
+    assert "in memory" in said[0], "what is filled stays"
+
+
+def test_a_cache_asked_for_by_name_stays_where_it_is(images: Path) -> None:
+    dataset = memfit.data.image_folder(images, image_size=(12, 12), batch_size=4, cache="memory")
+    assert given.within({"x": dataset}, 4)[1] == (f"x: {dataset.cache_reason}",)
+    assert "in memory" in dataset.cache_reason

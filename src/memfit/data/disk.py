@@ -1,8 +1,9 @@
-"""Folders for large temporary files: on a disk, not in memory, and never filling it."""
+"""Where memfit's files lie: on a disk, not in memory, and never filling it."""
 
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
@@ -16,16 +17,25 @@ _LEFT_FREE = 0.5
 """Share of the free disk that is left to others."""
 
 
-def roomy_folder(num_bytes: int) -> tuple[Path | None, str]:
-    """A folder with room for ``num_bytes``, and a sentence's part that says how much is free; None where there is none.
+def folders() -> list[Path]:
+    """Folders that may hold what memfit keeps, the first choice first.
 
-    ``MEMFIT_CACHE_DIR`` comes first, then the user's cache folder, then that for temporary files. One that lies in memory
-    (tmpfs) is no disk; half of what is free stays free.
+    ``MEMFIT_CACHE_DIR`` and no other where it is set; set to nothing, a folder that is removed when the process ends. Else
+    the user's cache folder, then that for temporary files.
     """
     named = os.environ.get("MEMFIT_CACHE_DIR")
-    candidates = [Path(named)] if named else [platformdirs.user_cache_path("memfit"), Path(tempfile.gettempdir())]
+    if named is not None:
+        return [Path(named) if named else _throwaway()]
+    return [platformdirs.user_cache_path("memfit"), Path(tempfile.gettempdir())]
+
+
+def roomy_folder(num_bytes: int) -> tuple[Path | None, str]:
+    """One of ``folders`` with room for ``num_bytes``, and a sentence's part that says how much is free; None for none.
+
+    One that lies in memory (tmpfs) is no disk; half of what is free stays free.
+    """
     best = 0
-    for folder in candidates:
+    for folder in folders():
         existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
         if existing is None or not os.access(existing, os.W_OK) or _file_system(existing) in _IN_MEMORY:
             continue
@@ -52,6 +62,11 @@ def remove(folder: Path) -> None:
 def is_alive(process: int) -> bool:
     """Whether a process of that number runs."""
     return psutil.pid_exists(process)
+
+
+@functools.cache
+def _throwaway() -> Path:
+    return temporary_folder(Path("/var/tmp" if os.path.isdir("/var/tmp") else tempfile.gettempdir()), "memfit-")
 
 
 def _file_system(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The pipelines that a user passes to ``fit``, brought under a share of the budget."""
+"""The pipelines that a user passes to ``fit``, the framework's and memfit's own, brought under a share of the budget."""
 
 from __future__ import annotations
 
@@ -20,17 +20,24 @@ def within(arguments: dict[str, Any], room: int) -> tuple[dict[str, Any], tuple[
     """The arguments of ``fit`` with pipelines that hold no more than their share.
 
     Args:
-        arguments: By name; stay as they are, and so do the pipelines in them.
+        arguments: By name; stay as they are, and so do the pipelines in them, but that memfit's own choose the place of a
+            cache that is still empty.
         room: Bytes of the host that the budget leaves.
 
     Returns:
-        The arguments, sentences for the user, and the bytes that the pipelines may come to hold.
+        The arguments, sentences for the user, and the bytes that the pipelines may come to hold, beside what memfit's own
+        training data says as ``reading_bytes``.
     """
     changed, findings, held = dict(arguments), [], 0
     share = max(0, int(_SHARE * room))
     for name in _NAMES:
         tools = frameworks.tools_for(arguments.get(name))
-        if tools is not None:
+        if isinstance(arguments.get(name), Pipeline):
+            source = arguments[name].source
+            said = source.bound(share)
+            findings += [f"{name}: {said}"] if said else []
+            held += 0 if name == "x" else source.growing_bytes
+        elif tools is not None:
             changed[name], found = pipelines.bounded(arguments[name], share)
             findings += [f"{name}: {sentence}" for sentence in found]
             held += min(share, pipelines.held_bytes(tools.stages(changed[name])))

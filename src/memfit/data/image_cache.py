@@ -29,16 +29,29 @@ from memfit.data.file_table import FileTable
 from memfit.data.image_decoding import ImageReader
 from memfit.units import text
 
-SHARE_OF_FREE = 0.25
-"""Share of the free memory that a cache may take: the rest is the training's."""
+_SHARE_OF_FREE = 0.25
 
 
 class Cache(Protocol):
-    """Keeps the pixels of samples. Safe to use from several threads."""
+    """Keeps the pixels of samples. Safe to use from several threads.
+
+    Attributes:
+        kind: "memory" or "disk".
+    """
+
+    kind: str
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of memory that it takes when it is full; pages of files do not count."""
+        """Bytes of memory that it takes now; pages of files do not count."""
+
+    @property
+    def growing_bytes(self) -> int:
+        """Bytes of memory that it takes in addition when it is full."""
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is something in it."""
 
     def pixels(self, sample: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """A sample's pixels, decoded at the first call."""
@@ -92,11 +105,20 @@ def choose(wanted: str | None, num_bytes: int, *, room: int, disk_for: Callable[
     )
 
 
-def made(wanted: str | None, files: FileTable, reader: ImageReader) -> tuple[Cache | None, str]:
-    """The cache for the images of some files, and the reason for it."""
+def free_room() -> int:
+    """Bytes that a cache may take where no budget says: a share of the free memory, because the rest is the training's."""
+    return int(_SHARE_OF_FREE * host.free_bytes())
+
+
+def chosen(wanted: str | None, files: FileTable, reader: ImageReader, *, room: int) -> CacheChoice:
+    """Which cache some images get where ``room`` bytes of memory may be used; raises as ``choose`` does."""
+    num_bytes = len(files) * math.prod(reader.options.image_shape)
+    return choose(wanted, num_bytes, room=room, disk_for=disk.roomy_folder)
+
+
+def made(choice: CacheChoice, files: FileTable, reader: ImageReader) -> tuple[Cache | None, str]:
+    """The cache that was chosen for the images of some files, and the reason for it."""
     shape = (len(files), *reader.options.image_shape)
-    room = int(SHARE_OF_FREE * host.free_bytes())
-    choice = choose(wanted, math.prod(shape), room=room, disk_for=disk.roomy_folder)
     if choice.kind == "memory":
         return MemoryCache(shape), choice.reason
     if choice.folder is not None:
@@ -111,17 +133,35 @@ def made(wanted: str | None, files: FileTable, reader: ImageReader) -> tuple[Cac
 class MemoryCache:
     """Pixels in one array, whose pages the system hands out as they are filled.
 
+    A copy for another process begins empty.
+
     Args:
         shape: (num_samples, height, width, channels).
     """
+
+    kind = "memory"
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._pixels = np.empty(shape, np.uint8)
         self._filled = np.zeros(shape[0], bool)
 
+    def __getstate__(self) -> tuple[int, ...]:
+        return self._pixels.shape
+
+    def __setstate__(self, shape: tuple[int, ...]) -> None:
+        self.__init__(shape)  # type: ignore[misc]
+
     @property
     def held_bytes(self) -> int:
-        return self._pixels.nbytes + self._filled.nbytes
+        return int(self._filled.sum()) * self._pixels[0].nbytes + self._filled.nbytes
+
+    @property
+    def growing_bytes(self) -> int:
+        return self._pixels.nbytes + self._filled.nbytes - self.held_bytes
+
+    @property
+    def is_begun(self) -> bool:
+        return bool(self._filled.any())
 
     def pixels(self, sample: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
         # The flag comes after the pixels: at worst two threads write the same.
@@ -139,6 +179,9 @@ class DiskCache:
         shape: (num_samples, height, width, channels).
         about: What goes into the index beside the shape.
     """
+
+    kind = "disk"
+    growing_bytes = 0
 
     def __init__(self, folder: Path, shape: tuple[int, ...], *, about: dict[str, Any]) -> None:
         self._folder = folder
@@ -161,6 +204,10 @@ class DiskCache:
     @property
     def held_bytes(self) -> int:
         return 0 if self._filled is None else self._filled.nbytes
+
+    @property
+    def is_begun(self) -> bool:
+        return self._filled is None or self._num_left < self._shape[0]
 
     def pixels(self, sample: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
         filled = self._filled

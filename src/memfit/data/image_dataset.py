@@ -42,7 +42,8 @@ class ImageSource(Source):
         self._options = options
         self._broken = broken
         self._change_batch = _batch_function(options)
-        self._cache, self.cache_reason = image_cache.made(options.cache, files, reader)
+        choice = image_cache.chosen(options.cache, files, reader, room=image_cache.free_room())
+        self._cache, self.cache_reason = image_cache.made(choice, files, reader)
         self._masks = None if files.annotations.masks is None else MaskReader(options.image_size, options.mask_values)
         self.spec = (self._image_spec(), *_label_spec(options, files))
 
@@ -52,11 +53,21 @@ class ImageSource(Source):
 
     @property
     def held_bytes(self) -> int:
-        return self.files.num_bytes
+        return self.files.num_bytes + (0 if self._cache is None else self._cache.held_bytes)
 
     @property
     def growing_bytes(self) -> int:
-        return 0 if self._cache is None else self._cache.held_bytes
+        return 0 if self._cache is None else self._cache.growing_bytes
+
+    def bound(self, room: int) -> str:
+        """Chooses the cache anew for this room, where memfit is free to and it holds nothing yet."""
+        cache = self._cache
+        if self._options.cache == "auto" and not (cache is not None and cache.is_begun):
+            choice = image_cache.chosen("auto", self.files, self.reader, room=room)
+            self.cache_reason = choice.reason
+            if choice.kind != (None if cache is None else cache.kind):
+                self._cache, self.cache_reason = image_cache.made(choice, self.files, self.reader)
+        return "" if self._options.cache is None else self.cache_reason
 
     @property
     def reading_bytes(self) -> int:

@@ -1,15 +1,12 @@
 """Files that a loader makes once and reads from then on, named by what they were made from.
 
-They lie in the user's cache folder, or ``MEMFIT_CACHE_DIR`` (set to nothing, they are removed when the process ends), or
-the folder that a loader is given: never in ``/tmp``, which is memory on many machines. A file appears under its name only
-when it is complete. One is kept for each source and way of reading; when the source changes it is replaced.
+They lie in the first folder of ``disk.folders`` that is a disk, or in the one that a loader is given. A file appears under
+its name only when it is complete. One is kept for each source and way of reading; when the source changes it is replaced.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import hashlib
 import os
 import shutil
@@ -17,26 +14,17 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import platformdirs
-
 from memfit import errors, units
+from memfit.data import disk
 
 _RESERVE = 256 * units.MIB
 
 
 def folder(kind: str, given: str | os.PathLike[str] | None = None) -> Path:
-    """Where files of a kind are kept: in ``given``, or in memfit's cache folder."""
+    """Where files of a kind are kept: in ``given``, or in memfit's cache folder, in memory only where there is no disk."""
     if given is not None:
         return Path(given)
-    kept = os.environ.get("MEMFIT_CACHE_DIR")
-    return (_throwaway() if kept == "" else Path(kept or platformdirs.user_cache_dir("memfit"))) / kind
-
-
-@functools.cache
-def _throwaway() -> Path:
-    made = tempfile.mkdtemp(prefix="memfit-", dir="/var/tmp" if os.path.isdir("/var/tmp") else None)
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return Path(made)
+    return (disk.roomy_folder(0)[0] or disk.folders()[0]) / kind
 
 
 def names(sources: Iterable[str], reading: object) -> tuple[str, str]:

@@ -64,6 +64,10 @@ class Source(abc.ABC):
         """Bytes that it will hold in addition, once the first epoch is over: a cache."""
         return 0
 
+    def bound(self, room: int) -> str:
+        """Told before a run how many bytes it may grow by; gives a sentence about that for the user, or an empty text."""
+        return ""
+
     @property
     def reading_bytes(self) -> int:
         """The most bytes that one thread takes while it makes rows, beside the batch itself."""

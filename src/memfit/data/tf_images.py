@@ -8,7 +8,6 @@ import os
 from typing import Any
 
 from memfit import errors
-from memfit.budgeting import host
 from memfit.data import disk, folder_scan, image_cache, pipeline_options
 from memfit.data.image_options import CHANNELS, ImageOptions
 from memfit.data.progress import stderr_progress
@@ -77,8 +76,7 @@ def images_as_tf_data(
 
 def _cache(wanted: str | None, num_bytes: int) -> str | None:
     """None, "" for memory, or a file prefix."""
-    room = int(image_cache.SHARE_OF_FREE * host.free_bytes())
-    choice = image_cache.choose(wanted, num_bytes, room=room, disk_for=disk.roomy_folder)
+    choice = image_cache.choose(wanted, num_bytes, room=image_cache.free_room(), disk_for=disk.roomy_folder)
     if choice.folder is not None:
         return str(disk.temporary_folder(choice.folder, "tf-data-") / "cache")
     return "" if choice.kind == "memory" else None

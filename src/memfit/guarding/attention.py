@@ -6,8 +6,9 @@ between them. A run that uses its budget to the last MiB, as it was planned to, 
 
 - Soft mark: room for less than two such steps, or programs waiting for memory. Garbage is collected, caches and freed
   pages go back to the system, at most every ten seconds, and ever more seldom where it does not help.
-- Hard mark: room for less than one. After a release that does not help, the plan is made smaller; where there is no smaller
-  one and next to nothing is left, training ends with an error while the weights are whole.
+- Hard mark: room for less than one. After a release that does not help, a run that is kept takes a snapshot, and the plan is
+  made smaller; where there is no smaller one and next to nothing is left, training ends with an error while the weights
+  are whole.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Attention(keras.callbacks.Callback):
         backend: Asked to release.
         smaller: Called with the reason at the hard mark: puts a smaller plan on the model; False where there is none.
         log: Called with the kind and the sentence of an event.
-        before_stop: Called with the reason before training ends: the place to save a snapshot.
+        keep: Takes a snapshot, at the hard mark; gives whether there is one. The run's keeper then calls ``between_batches``,
+            at a moment at which a snapshot may be taken. None where the run is not kept: it looks as a batch begins.
     """
 
     async_safe = True
@@ -59,14 +61,14 @@ class Attention(keras.callbacks.Callback):
         *,
         smaller: Callable[[str], bool],
         log: Callable[[str, str], None],
-        before_stop: Callable[[str], None] | None = None,
+        keep: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__()
         self._watcher = watcher
         self._backend = backend
         self._smaller = smaller
         self._log = log
-        self._before_stop = before_stop
+        self._keep = keep
         self._levels = Levels()
         self._num_batches = 0
         self._batches_per_epoch: int | None = None
@@ -81,6 +83,15 @@ class Attention(keras.callbacks.Callback):
         self._has_nothing_smaller = False
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._keep is None:
+            self.between_batches()
+
+    def between_batches(self) -> None:
+        """Looks, where the last time is long enough ago.
+
+        Raises:
+            OutOfMemoryError: Next to nothing is left, and there is no smaller plan.
+        """
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + INTERVAL
@@ -137,6 +148,9 @@ class Attention(keras.callbacks.Callback):
 
     def _short(self, room: int, reserve: int) -> None:
         reason = self._what_grew(room)
+        ends = room < reserve
+        # Before the plan is changed, which takes memory itself.
+        is_kept = self._keep is not None and (ends or not self._has_nothing_smaller) and self._keep()
         if not self._has_nothing_smaller:
             if self._smaller(reason):
                 self._survived = 0
@@ -144,13 +158,16 @@ class Attention(keras.callbacks.Callback):
                 return
             self._has_nothing_smaller = True
             self._log("pressure", f"{reason} No smaller plan is left")
-        if room >= reserve:
+        if not ends:
             return
-        if self._before_stop is not None:
-            self._before_stop(reason)
+        then = (
+            "the same call in a new process goes on from its snapshot"
+            if is_kept
+            else "save it, and train on in a new process"
+        )
         raise OutOfMemoryError(
             f"Training was ended before the kernel would kill this process. {reason} The model has the weights of the last "
-            "whole step: save it, and train on in a new process."
+            f"whole step: {then}."
         )
 
     def _what_grew(self, room: int) -> str:

@@ -144,6 +144,7 @@ class Keeper(keras.callbacks.CallbackList):
     Attributes:
         arguments: To call ``fit`` with.
         ending: Set to a signal, takes a snapshot after this batch and ends the process with the signal.
+        between_batches: Called after each batch, when the next is not drawn yet: inside, ``keep`` may be called.
 
     Raises:
         SnapshotError: The last snapshot is of another call, or cannot be read.
@@ -167,7 +168,10 @@ class Keeper(keras.callbacks.CallbackList):
         # A generator that is drawn from ahead of the steps brings the random generators to where they were by itself.
         self._draws_ahead = run.backend.draws_ahead and isinstance(arguments.get("x"), types.GeneratorType)
         self._failures: set[str] = set()
+        self._done: tuple[Position, Any] | None = None
+        self._is_kept = False
         self.ending: int | None = None
+        self.between_batches: Callable[[], None] | None = None
         if self._resumed is not None:
             kept_call.check_call(self._call, self._resumed.call)
             at = self._resumed.position
@@ -266,8 +270,11 @@ class Keeper(keras.callbacks.CallbackList):
                 self._go_on(found)
             return
         self._inner.on_train_batch_end(batch, logs)
-        if not self._model.stop_training and (self.ending is not None or self._pace.is_due()):
-            self._keep(Position(self._epoch, batch + 1), logs)
+        self._done, self._is_kept = (Position(self._epoch, batch + 1), logs), False
+        if self.ending is not None or self._pace.is_due():
+            self.keep()
+        if self.between_batches is not None:
+            self.between_batches()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         found = self._resumed
@@ -287,21 +294,29 @@ class Keeper(keras.callbacks.CallbackList):
         position = Position(int(self.arguments.get("epochs", 1)), 0, finished=True)
         self._run.store.add(self._snapshot(position, None))
 
-    def _keep(self, position: Position, logs: Any) -> None:
-        """Writes a snapshot; training goes on where that fails."""
-        start = time.monotonic()
+    def keep(self) -> bool:
+        """Writes a snapshot of the run after the batch that is done, where there is none yet; gives whether there is one."""
+        if not self._is_kept and self._done is not None and not self._model.stop_training:
+            self._is_kept = self._keep(*self._done)
+        return self._is_kept
+
+    def _keep(self, position: Position, logs: Any) -> bool:
+        """Writes a snapshot; training goes on where that fails, and gives False."""
+        start, is_written = time.monotonic(), False
         try:
             self._run.store.add(self._snapshot(position, logs))
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._pace.failed()
             reason = f"a snapshot could not be written ({error}); training goes on, the one before is kept"
             if reason not in self._failures:
                 self._failures.add(reason)
                 self._run.tell(reason)
         else:
+            is_written = True
             self._pace.wrote(time.monotonic() - start)
         if self.ending is not None:
             end_with(self.ending)
+        return is_written
 
     def _snapshot(self, position: Position, logs: Any) -> Snapshot:
         model = self.model  # on JAX, asking for it brings the state of the epoch into the variables

@@ -71,6 +71,21 @@ def test_a_cache_decodes_each_sample_once(tmp_path: pathlib.Path) -> None:
             assert np.array_equal(cache.pixels(sample, never), pixels(sample))
 
 
+def test_what_a_cache_holds_and_will_hold_add_up_and_a_copy_begins_empty(tmp_path: pathlib.Path) -> None:
+    cache = MemoryCache(SHAPE)
+    full = cache.held_bytes + cache.growing_bytes
+    assert not cache.is_begun
+    cache.pixels(2, lambda: pixels(2))
+    assert cache.is_begun
+    assert cache.held_bytes == 6 + 5
+    assert cache.held_bytes + cache.growing_bytes == full == 5 * 6 + 5
+    assert not pickle.loads(pickle.dumps(cache)).is_begun
+    on_disk = DiskCache(tmp_path / "images-a", SHAPE, about={})
+    assert not on_disk.is_begun
+    on_disk.pixels(2, lambda: pixels(2))
+    assert on_disk.is_begun
+
+
 def test_one_on_disk_is_used_again_when_it_is_whole_and_only_then(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "images-a"
     first = DiskCache(folder, SHAPE, about={"color_mode": "rgb"})
@@ -110,7 +125,8 @@ def test_a_disk_that_turns_out_to_be_full_means_no_cache(
     monkeypatch.setenv("MEMFIT_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(os, "posix_fallocate", full)
     files = FileTable(str(tmp_path), ("",), ["a.png"], [0])
-    cache, reason = image_cache.made("disk", files, ImageReader(ImageOptions(image_size=(4, 4))))
+    reader = ImageReader(ImageOptions(image_size=(4, 4)))
+    cache, reason = image_cache.made(image_cache.chosen("disk", files, reader, room=0), files, reader)
     assert cache is None
     assert "No space left" in reason
 

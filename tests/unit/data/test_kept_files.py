@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from memfit import errors
-from memfit.data import file_lists, kept_files
+from memfit.data import disk, file_lists, kept_files
 
 
 def test_a_file_appears_when_it_is_complete_and_a_failure_leaves_nothing(tmp_path: pathlib.Path) -> None:
@@ -58,6 +58,10 @@ def test_where_files_are_kept(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
     throwaway = kept_files.folder("rows")
     assert throwaway == kept_files.folder("rows")
     assert "memfit-" in throwaway.parent.name
+    assert disk.roomy_folder(1)[0] == throwaway.parent
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(disk, "_file_system", lambda path: "tmpfs")
+    assert kept_files.folder("rows") == tmp_path / "rows", "rather in memory than nowhere"
 
 
 def test_the_files_that_a_user_means(tmp_path: pathlib.Path) -> None:
