@@ -31,6 +31,15 @@ class Slow(keras.callbacks.Callback):
     on_test_batch_begin = on_predict_batch_begin = on_train_batch_begin
 
 
+class VerySlow(Slow):
+    """The same at the interval of a run's own watcher."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        threading.Event().wait(0.12)
+
+    on_test_batch_begin = on_train_batch_begin
+
+
 def small_model() -> Any:
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dense(2)])
     model.compile("sgd", "mse")
@@ -74,9 +83,10 @@ def test_inside_memfit_it_has_the_runs_events_and_one_thread_samples() -> None:
 
 
 def test_the_report_of_a_run_has_its_timeline_and_survives_json() -> None:
-    report = memfit.fit(small_model(), X, Y, batch_size=16, epochs=2, verbose=0, callbacks=[Slow()]).memfit
-    assert report.timeline.samples
-    assert {sample.phase for sample in report.timeline.samples} & {"start", "train", "between"}
+    more = {"epochs": 2, "validation_split": 0.5, "callbacks": [VerySlow()], "micro_batch_size": 4}
+    report = memfit.fit(small_model(), X, Y, batch_size=16, verbose=0, **more).memfit
+    assert {sample.phase for sample in report.timeline.samples} >= {"train", "validation"}
+    assert {sample.epoch for sample in report.timeline.samples} >= {0, 1}
     assert RunReport.from_json(report.to_json()) == report
 
 
