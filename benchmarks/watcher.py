@@ -48,8 +48,8 @@ class Spent:
 class NoWatcher(Watcher):
     """Takes the first and the last reading, and none between."""
 
-    def __init__(self, backend: Any) -> None:
-        super().__init__(backend, interval=3600.0)
+    def __init__(self, backend: Any, *, notify: Any = None) -> None:
+        super().__init__(backend, interval=3600.0, notify=notify)
 
 
 class NoAttention(Attention):

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from memfit.evaluating import evaluate, predict
     from memfit.fitting import budget, fit, plan, profile
     from memfit.protecting import protect
+    from memfit.reporting.monitor import MemoryMonitor
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MemoryMonitor",
     "__version__",
     "budget",
     "data",
@@ -34,7 +36,7 @@ __all__ = [
 
 _EVALUATING = ("evaluate", "predict")
 _FITTING = ("budget", "fit", "plan", "profile")
-_PROTECTING = ("load_ipython_extension", "protect", "unload_ipython_extension")
+_NOTEBOOK = ("load_ipython_extension", "unload_ipython_extension")
 _MODULES = ("data", "errors", "records", "shrink")
 
 
@@ -43,8 +45,12 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("memfit.evaluating"), name)
     if name in _FITTING:
         return getattr(importlib.import_module("memfit.fitting"), name)
-    if name in _PROTECTING:
-        return getattr(importlib.import_module("memfit.protecting"), name)
+    if name == "MemoryMonitor":
+        return importlib.import_module("memfit.reporting.monitor").MemoryMonitor
+    if name == "protect":
+        return importlib.import_module("memfit.protecting").protect
+    if name in _NOTEBOOK:
+        return getattr(importlib.import_module("memfit.notebook"), name)
     if name in _MODULES:
         return importlib.import_module(f"memfit.{name}")
     raise AttributeError(f"module 'memfit' has no attribute {name!r}")

@@ -34,6 +34,8 @@ class Prepared:
     arguments: dict[str, Any]
     backend: Backend
     shrink: Callable[[Decision], Decision | None]
+    watching: tuple[Any, ...] = ()
+    """Callbacks that memfit adds to the user's."""
 
 
 def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> tuple[Any, Decision]:
@@ -49,7 +51,7 @@ def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> t
                 callbacks.append(Trimming(watcher.held, functools.partial(run.most_held, watcher.held())))
             if keeper is not None:
                 keeper.between_batches = attention.between_batches
-            with run.recovering(), _also_called(prepared.arguments, callbacks) as arguments:
+            with run.recovering(), _also_called(prepared.arguments, [*prepared.watching, *callbacks]) as arguments:
                 return model.fit(**arguments), run.decision
         except OutOfMemoryError:
             raise

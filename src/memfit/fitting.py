@@ -21,8 +21,10 @@ from memfit.guarding import keeping as keeping_of
 from memfit.guarding.watch import Watcher
 from memfit.profiling import batches as batches_of
 from memfit.records import Budget, Plan, Profile, RunReport
+from memfit.reporting import monitor, progress
 from memfit.reporting.console import say
 from memfit.reporting.log import Log
+from memfit.reporting.recorder import Recorder
 
 
 def fit(
@@ -291,16 +293,27 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
     if keeping is not None and keeping.completes:
         session.note_plan(keeping.folder, decision.plan)
     tell = functools.partial(log.add, "snapshot")
+    recorder = Recorder(prepared.backend, budget=decision.plan.budget, tell=log.add, clock=lambda: log.seconds)
     with (
         given_data.ended(arguments),
-        Watcher(prepared.backend) as watcher,
-        keeping_of.kept(model, arguments, keeping, backend=prepared.backend, tell=tell) as arguments,
+        monitor.joined(arguments, recorder, log),
+        Watcher(prepared.backend, notify=recorder.add) as watcher,
+        keeping_of.kept(
+            model,
+            progress.added(arguments, lambda: watcher.peak, decision.plan.budget),
+            keeping,
+            backend=prepared.backend,
+            tell=tell,
+        ) as arguments,
     ):
-        prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments)
+        watching = (monitor.Places(recorder),)
+        prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments, watching=watching)
         history, decision = carried_out(model, prepared, watcher, log)
     if prepared.backend.device_memory() is not None:
         prepared.backend.release()
-    report = RunReport(decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned)
+    report = RunReport(
+        decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned, recorder.timeline()
+    )
     if history is not None:
         history.memfit = report
     return history

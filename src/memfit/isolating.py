@@ -31,7 +31,7 @@ from memfit.budgeting.usage import Gauge
 from memfit.errors import WorkerError
 from memfit.guarding import keeping, restarts, run_state, session, snapshot
 from memfit.probing.trial import environment
-from memfit.reporting.console import say
+from memfit.reporting.console import handed_on, say
 
 INTERRUPTED = "interrupted.npz"
 MODEL = "model.keras"
@@ -71,7 +71,7 @@ def fit(model: Any, arguments: dict[str, Any], options: dict[str, Any], backend:
     with tempfile.TemporaryDirectory(prefix="memfit-worker-") as name:
         folder = Path(name)
         job = _shipped(model, arguments, options, folder)
-        worker = _Worker(folder, job, environment(backend))
+        worker = _Worker(folder, job, {**environment(backend), **handed_on()})
         quiet = arguments.get("verbose") == 0
         ending = restarts.until_it_ends(
             folder, worker.run_once, _MAX_RESTARTS, lambda sentence: say(sentence, quiet=quiet)

@@ -83,13 +83,3 @@ def _translated(data: Any) -> Any:
 
     made, _ = translated(data)
     return data if made is None else made
-
-
-def load_ipython_extension(shell: Any) -> None:
-    """``%load_ext memfit``: protects every ``model.fit`` of the notebook."""
-    begin()
-
-
-def unload_ipython_extension(shell: Any) -> None:
-    """``%unload_ext memfit``."""
-    end()

@@ -7,8 +7,11 @@ budget -> profile -> plan -> probe -> execute -> guard -> report: each stage tak
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from memfit import units
@@ -18,6 +21,24 @@ from memfit.arrangement import Remat as Remat
 from memfit.arrangement import Segment as Segment
 from memfit.arrangement import Split as Split
 from memfit.arrangement import StepCosts as StepCosts
+from memfit.errors import ArgumentError
+from memfit.timeline import Timeline as Timeline
+from memfit.writing import written
+
+
+class Shown:
+    """What notebooks ask a record for: a table where they can show one, and the text of ``print`` elsewhere."""
+
+    def _repr_html_(self) -> str:
+        # What renders it is built on these records, and is imported by then only.
+        return str(importlib.import_module("memfit.reporting.rich_html").of(self))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def __init_subclass__(cls) -> None:
+        # IPython takes the first class that has either this or a __repr__, which every dataclass has.
+        cls._repr_pretty_ = Shown._repr_pretty_  # type: ignore[method-assign]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +82,7 @@ class TensorSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
+class Budget(Shown):
     """What training may take: a ceiling on the whole process, what it holds already included.
 
     Attributes:
@@ -155,7 +176,7 @@ class Consumer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Profile:
+class Profile(Shown):
     """What one training step of a model costs, by category and by layer.
 
     Attributes:
@@ -231,12 +252,25 @@ class Profile:
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Profile:
+        """The profile that ``dataclasses.asdict`` took apart."""
+        peaks = {name: fields[name] for name in ("peak", "validation_peak", "prediction_peak")}
+        return cls(
+            **{
+                **fields,
+                "layers": tuple(Consumer(**layer) for layer in fields["layers"]),
+                "base": Reading(**fields["base"]),
+                **{name: None if peak is None else estimate_from_fields(peak) for name, peak in peaks.items()},
+            }
+        )
+
 
 _AS_KERAS = "memfit: trains as model.fit does"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """The arrangement to train with.
 
     Attributes:
@@ -336,7 +370,7 @@ class Event:
     Attributes:
         seconds: Since the call of ``fit``.
         kind: "budget", "analysis", "separability", "plan", "out of memory", "retry", "pressure", "leak",
-            "device", "snapshot", "note".
+            "device", "snapshot", "mark", "note".
         message: The sentence that a person reads.
     """
 
@@ -346,7 +380,7 @@ class Event:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunReport:
+class RunReport(Shown):
     """What happened in one ``memfit.fit``: attached to Keras' History as ``history.memfit``.
 
     Attributes:
@@ -356,6 +390,7 @@ class RunReport:
         peak: The highest reading during the run.
         seconds: Wall time of the whole call, and ``planning_seconds`` of it before the first step.
         planning_seconds: Time spent before training started.
+        timeline: What was held while it trained; None where that is not known.
     """
 
     plan: Plan
@@ -364,6 +399,7 @@ class RunReport:
     peak: Reading
     seconds: float
     planning_seconds: float
+    timeline: Timeline | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -376,4 +412,49 @@ class RunReport:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        """One JSON object: what ``memfit report`` reads."""
+        fields = {**dataclasses.asdict(dataclasses.replace(self, timeline=None)), "format": REPORT_FORMAT}
+        return json.dumps({**fields, "timeline": None if self.timeline is None else self.timeline.as_fields()})
+
+    @classmethod
+    def from_json(cls, document: str) -> RunReport:
+        """The report that ``to_json`` wrote.
+
+        Raises:
+            ArgumentError: The document is not one that ``to_json`` wrote, was cut short, or is of another version.
+        """
+        try:
+            fields: Mapping[str, Any] = json.loads(document)
+            if fields["format"] != REPORT_FORMAT:
+                raise ArgumentError(
+                    f"The report is of another version of memfit. Received: format={fields['format']!r}, where this version "
+                    f"reads {REPORT_FORMAT!r}. Show it with the version that wrote it."
+                )
+            profile, timeline = fields["profile"], fields["timeline"]
+            return cls(
+                plan=Plan.from_json(json.dumps(fields["plan"])),
+                profile=None if profile is None else Profile.from_fields(profile),
+                events=tuple(Event(**event) for event in fields["events"]),
+                peak=Reading(**fields["peak"]),
+                seconds=float(fields["seconds"]),
+                planning_seconds=float(fields["planning_seconds"]),
+                timeline=None if timeline is None else Timeline.from_fields(timeline),
+            )
+        except ArgumentError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"Not a whole report that RunReport.to_json() wrote ({str(error)[:200]}). Received: {document[:80]!r}. "
+                "Write it again: a file that was cut short cannot be shown."
+            ) from error
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes ``to_json`` to a file, whole or not at all: ``memfit report FILE`` shows it."""
+        return written(path, self.to_json())
+
+    def report(self, path: str | os.PathLike[str] = "memfit-report.html") -> Path:
+        """Writes one HTML page that needs no network and no scripts; gives its path."""
+        return written(path, importlib.import_module("memfit.reporting.page").of_run(self))
+
+
+REPORT_FORMAT = "memfit run report 1"

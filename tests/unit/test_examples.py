@@ -10,6 +10,10 @@ import pytest
 MODULES = [
     "memfit.units",
     "memfit.arrangement",
+    "memfit.timeline",
+    "memfit.reporting.rich_html",
+    "memfit.reporting.recorder",
+    "memfit.reporting.holders",
     "memfit.levers.block_code",
     "memfit.levers.quantile_code",
     "memfit.levers.remat_choice",

@@ -22,6 +22,7 @@ def test_the_public_names_are_these() -> None:
     import memfit
 
     assert memfit.__all__ == [
+        "MemoryMonitor",
         "__version__",
         "budget",
         "data",

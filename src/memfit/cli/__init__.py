@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from memfit import __version__
-from memfit.cli import advise, demo, plan, run
+from memfit.cli import advise, demo, doctor, plan, report, run
 from memfit.errors import MemfitError
 
 EXIT_ERROR = 2
@@ -33,7 +33,7 @@ class Command(Protocol):
         """Does it; returns the exit code."""
 
 
-COMMANDS: tuple[Command, ...] = (demo, run, plan, advise)
+COMMANDS: tuple[Command, ...] = (demo, run, plan, report, doctor, advise)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 
 from memfit import budgeting
 from memfit.errors import DoesNotFitError, OutOfMemoryError, SnapshotError
-from memfit.records import Event, Plan, Reading, RunReport
+from memfit.records import Plan, RunReport
 
 LIMITS = "limits.json"
 PLAN = "plan.json"
@@ -164,14 +164,11 @@ def note_plan(call: Path, plan: Plan | None) -> None:
 
 
 def report(call: Path) -> RunReport | None:
-    """The report of a call that is done, without its profile; None where it is not known."""
+    """The report of a call that is done; None where it is not known."""
     try:
-        fields = json.loads((call / REPORT).read_text())
+        return RunReport.from_json((call / REPORT).read_text())
     except FileNotFoundError:
         return None
-    events = tuple(Event(**event) for event in fields["events"])
-    plan, peak = Plan.from_json(json.dumps(fields["plan"])), Reading(**fields["peak"])
-    return RunReport(plan, None, events, peak, fields["seconds"], fields["planning_seconds"])
 
 
 def write(path: Path, document: Any) -> None:

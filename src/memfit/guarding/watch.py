@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ class Watcher:
     Args:
         backend: Asked for the device's memory; None watches the host alone.
         interval: Seconds between two samples.
+        notify: Called with each sample of the host, in the thread that takes it.
 
     Attributes:
         peak: The highest reading so far: host and device each at its own highest moment.
@@ -38,8 +40,11 @@ class Watcher:
         True
     """
 
-    def __init__(self, backend: Backend | None = None, *, interval: float = 0.05) -> None:
+    def __init__(
+        self, backend: Backend | None = None, *, interval: float = 0.05, notify: Callable[[int], None] | None = None
+    ) -> None:
         self._backend = backend
+        self._notify = notify
         self._interval = interval
         self._gauge: Gauge | None = None
         self._thread: threading.Thread | None = None
@@ -86,17 +91,20 @@ class Watcher:
     def _watch(self, gauge: Gauge) -> None:
         num_samples = 0
         while not self._running.acquire(timeout=self._interval):
-            self._sample_host(gauge)
+            host_bytes = self._sample_host(gauge)
+            if self._notify is not None:
+                self._notify(host_bytes)
             num_samples += 1
             if num_samples % _SAMPLES_PER_DEVICE_SAMPLE == 0:
                 self._sample_device()
         self._running.release()
 
-    def _sample_host(self, gauge: Gauge) -> None:
+    def _sample_host(self, gauge: Gauge) -> int:
         host_bytes = gauge.read()
         self._window_peak = max(self._window_peak, host_bytes)
         if host_bytes > self.peak.host_bytes:
             self.peak = Reading(host_bytes, self.peak.device_bytes, self.peak.source)
+        return host_bytes
 
     def _sample_device(self) -> None:
         memory = None if self._backend is None else self._backend.device_memory()

@@ -23,4 +23,5 @@ class Log:
         return tuple(self._events)
 
     def add(self, kind: str, message: str) -> None:
+        """Something has happened now."""
         self._events.append(Event(self.seconds, kind, message))

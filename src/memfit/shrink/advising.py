@@ -12,6 +12,7 @@ from typing import Any
 from memfit import backends
 from memfit.errors import ArgumentError
 from memfit.executing.arguments import check_model
+from memfit.records import Shown
 from memfit.reporting.console import shown
 from memfit.shrink import anatomy, costs, proposing
 from memfit.shrink.changes import Change
@@ -59,7 +60,7 @@ class Advice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Advices(Sequence[Advice]):
+class Advices(Shown, Sequence[Advice]):
     """Advice, what saves most first.
 
     Attributes:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from memfit.errors import ArgumentError, MemfitError
+from memfit.records import Shown
 from memfit.shrink import fine_tuning, measuring
 from memfit.shrink.measuring import Measured
 
@@ -16,7 +17,7 @@ _PLOTTED = ("disk", "training", "inference", "parameters")
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison(Sequence[Measured]):
+class Comparison(Shown, Sequence[Measured]):
     """The models of one call of ``compare``: print it, show it in a notebook, or plot it.
 
     Attributes:
