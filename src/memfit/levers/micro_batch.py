@@ -28,6 +28,9 @@ FEWEST = 2
 PART = 2
 """Samples of a part of it."""
 
+_CHUNK = 2**18
+"""Numbers of two gradients that are compared at a time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Separability:
@@ -138,15 +141,27 @@ def difference(expected: list[Any], actual: list[Any], *, least: float = 1e-4) -
         least: An array's norm counts as this share of the largest norm at the least: a gradient that vanishes but for
             rounding is not compared with itself.
     """
-    norms = [0.0 if array is None else float(np.linalg.norm(array)) for array in expected]
+    norms = [0.0 if array is None else _norm(array) for array in expected]
     floor = least * max(norms, default=0.0)
     worst = 0.0
     for a, b, norm in zip(expected, actual, norms, strict=True):
         if a is None or b is None:
             continue
-        apart = float(np.linalg.norm(np.asarray(a, "float64") - np.asarray(b, "float64")))
+        apart = _norm(a, b)
         worst = max(worst, apart / max(norm, floor, 1e-30)) if np.isfinite(apart) else float("inf")
     return worst
+
+
+def _norm(array: Any, other: Any = None) -> float:
+    """The Euclidean norm of an array, or of its difference from another, without a copy of either."""
+    flat, others = np.ravel(array), None if other is None else np.ravel(other)
+    total = 0.0
+    for start in range(0, flat.size, _CHUNK):
+        chunk = flat[start : start + _CHUNK].astype("float64")
+        if others is not None:
+            chunk -= others[start : start + _CHUNK]
+        total += float(np.dot(chunk, chunk))
+    return total**0.5
 
 
 def tolerance(model: Any) -> float:

@@ -22,6 +22,10 @@ _Arrangement = tuple[Split | None, Remat | None, str | None]
 
 _PREPARED = "_memfit_prepared_steps"
 
+_EARLIER_KEPT = 1
+"""Steps that were prepared before the last one and are kept beside it, at 20 to 100 MiB of compiled code each: a search ends
+with the last arrangement that it asked about, or goes back to the one before."""
+
 
 def attach(model: Any, split: Split | None) -> Callable[[], None]:
     """Puts the micro-batched train step on the model; returns the function that takes it off.
@@ -65,7 +69,7 @@ def prepare(model: Any, split: Split | None) -> Step | PlainStep:
     marks, steps = getattr(model, _PREPARED, (None, {}))
     step = _new_step(model, split)
     kept: dict[_Arrangement, Any] = steps if _same(marks, keras_seam.compile_marks(model)) else {}
-    kept = {**kept, _arrangement(model, split): step}
+    kept = {**dict(list(kept.items())[-_EARLIER_KEPT:]), _arrangement(model, split): step}
     keras_seam.set_attribute(model, _PREPARED, (keras_seam.compile_marks(model), kept))
     return step
 
