@@ -11,7 +11,7 @@ import numpy as np
 import memfit
 from memfit.budgeting import host
 
-ROOM = 160 * 2**20
+ROOM = 80 * 2**20
 LENGTHS = (200, 200, 6000, 200, 6000)
 BATCH = 32
 
