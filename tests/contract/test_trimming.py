@@ -1,3 +1,5 @@
+"""When the heap is trimmed between two steps."""
+
 from __future__ import annotations
 
 import pytest
