@@ -42,7 +42,10 @@ def test_memfit_finishes_under_a_cap_with_the_weights_of_model_fit(
     assert (finished.returncode, finished.killed) == (0, False), "\n".join((str(finished), *finished.tail))
     report = json.loads(finished.tail[-1])
     split = report["micro_batch_size"] is not None
-    assert (split, report["recomputed"]) == ((True, False) if name == "dense" else (False, True)), report
+    # BatchNormalization mixes samples; without it, whichever is faster: on JAX that can be recomputation.
+    assert (split, report["recomputed"]) == (False, True) if name == "normalized" else split or report["recomputed"], (
+        report
+    )
     assert finished.peak_bytes <= report["predicted"] <= CAPS[name]
 
     subprocess.run(
