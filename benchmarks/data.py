@@ -2,7 +2,9 @@
 
     arrays   rows/s of ``memfit.data.arrays`` beside plain fancy indexing of the same rows in the same order, interleaved
              (target >= 0.9), and beside it with one and two threads that gather ahead
-    tables   CSV and Parquet files of four times a cap train under that cap (target: they do), in a child process
+    tables   CSV and Parquet files of four times a cap train under that cap (target: they do), in a child process; the cap
+             is the peak of the same process with a table of one file, and ``--room-mib``; 8,000 batches of 1,024 rows, drawn
+             from the whole table, at most
     files    anonymous bytes a file of ``image_folder`` over 4,000 and 40,000 files, or more (target < 0.3 KB), what a
              second and a third epoch add, and seconds to the first batch after the scan (target < 0.5)
 
@@ -92,24 +94,38 @@ dataset = memfit.data.table(files, label="label", batch_size=1024, cache_dir=kep
 made = time.perf_counter()
 model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(1)])
 model.compile("adam", "mse")
-history = memfit.fit(model, dataset, epochs=1, verbose=0)
-print(json.dumps({"rows": dataset.num_samples, "seconds_to_convert": made - start, "loss": history.history["loss"][-1],
+steps = min(len(dataset), 8000)
+history = memfit.fit(model, dataset, steps_per_epoch=steps, verbose=0)
+print(json.dumps({"rows": dataset.num_samples, "rows_trained": min(steps * 1024, dataset.num_samples),
+                  "seconds_to_convert": made - start, "loss": history.history["loss"][-1],
                   "seconds_to_train": time.perf_counter() - made, "planned": history.memfit.plan.summary}))
 """
 
 
-def tables(cap: int) -> Iterator[dict[str, Any]]:
-    """Trains on tables of four times the cap under it."""
+def tables(room: int) -> Iterator[dict[str, Any]]:
+    """Trains on tables of four times a cap under it: the cap is what the process takes for a small table, and ``room``."""
+    for kind in ("csv", "parquet"):
+        with tempfile.TemporaryDirectory(dir="/var/tmp") as parent:
+            folder = Path(parent)
+            write_table(folder / "small", kind, 1)
+            small = trained(folder, "small", None)
+            cap = small["peak_bytes"] + room
+            size = write_table(folder / "data", kind, 4 * cap)
+            about = {"question": "tables", "kind": kind, "floor_bytes": small["peak_bytes"], "room_bytes": room}
+            yield about | {"cap_bytes": cap, "table_bytes": size} | trained(folder, "data", cap)
+
+
+def trained(folder: Path, name: str, cap: int | None) -> dict[str, Any]:
+    """How training on the table of that name ended in a child process; without a cap it has 64 GiB."""
     from memfit.probing.capped import run_capped
 
-    for kind in ("csv", "parquet"):
-        with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-            size = write_table(Path(folder) / "data", kind, 4 * cap)
-            command = [sys.executable, "-c", CHILD, str(Path(folder) / "data"), str(Path(folder) / "kept")]
-            run = run_capped(command, cap, env=dict(os.environ), timeout=500)
-            row = {"question": "tables", "kind": kind, "cap_bytes": cap, "table_bytes": size}
-            row |= {"trained": run.returncode == 0, "killed": run.killed, "peak_bytes": run.peak_bytes}
-            yield row | (json.loads(run.tail[-1]) if run.returncode == 0 else {"tail": list(run.tail[-3:])})
+    command = [sys.executable, "-c", CHILD, str(folder / name), str(folder / f"{name}-kept")]
+    run = run_capped(command, cap or 2**36, env=dict(os.environ), timeout=540)
+    ended = {"trained": run.returncode == 0, "killed": run.killed, "peak_bytes": run.peak_bytes}
+    said = [line for line in run.tail if line.startswith("{")]
+    return ended | (
+        json.loads(said[-1]) if run.returncode == 0 else {"seconds": run.seconds, "tail": list(run.tail[-3:])}
+    )
 
 
 def write_table(folder: Path, kind: str, num_bytes: int) -> int:
@@ -198,11 +214,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", default=["arrays", "tables", "files"])
     parser.add_argument("--files", type=int, default=40_000, help="the most files")
-    parser.add_argument("--cap-mib", type=int, default=1024, help="the cap that tables are trained under")
+    parser.add_argument("--room-mib", type=int, default=256, help="what tables are trained with, beside the framework")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     counts = [count for count in (4_000, 40_000, 400_000) if count <= options.files]
-    asked = {"arrays": arrays, "tables": lambda: tables(options.cap_mib * MIB), "files": lambda: files(counts)}
+    asked = {"arrays": arrays, "tables": lambda: tables(options.room_mib * MIB), "files": lambda: files(counts)}
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     about = {"backend": backend, "machine": f"{platform.machine()}, Python {platform.python_version()}"}
     options.out.mkdir(parents=True, exist_ok=True)

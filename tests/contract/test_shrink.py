@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ import numpy as np
 import pytest
 
 import memfit
-from memfit.errors import ArgumentError
+from memfit.errors import ArgumentError, MemfitError
 from memfit.shrink import anatomy, masking, rebuilding, selection
+from memfit.shrink.comparing import Comparison
+from memfit.shrink.measuring import Measured
 
 L = keras.layers
 ops = keras.ops
@@ -283,6 +288,64 @@ def test_int8_takes_less_and_says_nearly_the_same(tmp_path: Path) -> None:
     assert model.layers[0].quantization_mode is None
 
 
+def attentive() -> Any:
+    sequence = keras.Input((6, 8))
+    x = sequence + L.MultiHeadAttention(2, 4)(sequence, sequence)
+    return _compiled(keras.Model(sequence, L.Dense(3)(L.Dense(16, activation="relu")(x))))
+
+
+@pytest.mark.parametrize(("mode", "error"), [("int8", 0.01), ("int4", 0.1), ("float8", 0.05)])
+def test_a_quantized_model_with_attention_loads_again(mode: str, error: float, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    model, x = attentive(), np.random.default_rng(0).normal(size=(16, 6, 8)).astype("float32")
+    done = memfit.shrink.quantize(model, mode, verbose=0)
+    assert (done.left, done.unsaved) == ((), ())
+    done.model.save(tmp_path / "model.keras")
+    before, after = model.predict_on_batch(x), done.model.predict_on_batch(x)
+    assert 0 < np.square(after - before).mean() < error * np.square(before).mean()
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict_on_batch(x), after, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(keras.quantizers, "AWQConfig"), reason="this Keras has no AWQ")
+def test_awq_says_nearly_the_same_and_whether_it_can_be_saved(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((32,)), L.Dense(64, activation="relu"), L.Dense(64), L.Dense(4)])
+    x = np.random.default_rng(0).normal(size=(64, 32)).astype("float32")
+    done = memfit.shrink.quantize(model, "awq", (x,), verbose=0)
+    assert [layer.quantization_mode for layer in done.model.layers] == ["awq"] * 3
+    before, after = model.predict_on_batch(x), done.model.predict_on_batch(x)
+    assert np.square(after - before).mean() < 0.05 * np.square(before).mean()
+    done.model.save(tmp_path / "model.keras")
+    if done.unsaved:
+        assert "does not load again" in str(done)
+        with pytest.raises(ValueError, match="could not be loaded"):
+            keras.saving.load_model(tmp_path / "model.keras")
+    else:
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+        np.testing.assert_allclose(loaded.predict_on_batch(x), after, atol=1e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="LiteRT files take TensorFlow")
+def test_a_litert_file_says_nearly_the_same(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(8, 3, activation="relu"), L.Flatten(), L.Dense(64)])
+    path = tmp_path / "model.tflite"
+    done = memfit.shrink.quantize(model, "int8", export=path, verbose=0)
+    assert done.exported == path.stat().st_size < 2 * rebuilding.parameters(model)
+    assert list(tmp_path.iterdir()) == [path]
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    # In a process of its own: no two frameworks in one.
+    code = (
+        "import sys, numpy as np, tensorflow as tf; lite = tf.lite.Interpreter(model_path=sys.argv[1]); "
+        "lite.allocate_tensors(); lite.set_tensor(lite.get_input_details()[0]['index'], np.load(sys.argv[2])); "
+        "lite.invoke(); np.save(sys.argv[2], lite.get_tensor(lite.get_output_details()[0]['index']))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "x.npy")], check=True, capture_output=True)
+    said = model.predict_on_batch(x)
+    assert np.square(np.load(tmp_path / "x.npy") - said).mean() < 0.01 * np.square(said).mean()
+
+
 @pytest.mark.skipif(not hasattr(keras.quantizers, "GPTQConfig"), reason="this Keras has no GPTQ")
 def test_gptq_calibrates_on_samples_of_any_kind() -> None:
     keras.utils.set_random_seed(0)
@@ -304,6 +367,25 @@ def test_a_comparison_has_a_row_for_each_model() -> None:
     assert found[0].training > found[1].training
     assert found[0].score_name == "accuracy"
     assert str(found).count("\n") == 2
+    with pytest.raises(ArgumentError, match="Received: against='speed'"):
+        found.plot("speed")
+
+
+def test_a_plot_has_a_point_for_each_model_that_has_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+
+    def row(name: str, training: int | None, score: float | None) -> Measured:
+        return Measured(name, 100, 400, training, 2**20, 10.0, score, "accuracy")
+
+    found = Comparison((row("a", 2**21, 0.5), row("b", None, 0.6), row("c", 2**22, None)), 32)
+    axes = found.plot().axes[0]
+    assert [text.get_text() for text in axes.texts] == ["a"]
+    assert [tuple(spot) for points in axes.collections for spot in points.get_offsets().tolist()] == [(2.0, 0.5)]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training in MiB", "accuracy")
+    assert [text.get_text() for text in found.plot("parameters").axes[0].texts] == ["a", "b"]
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MemfitError, match=r"memfit\[plots\]"):
+        found.plot()
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ class Files(Table):
         arrow = self._arrow
         types = {name: arrow.string() for name in texts}
         types |= {name: arrow.float64() for name in columns if name not in texts and self.kinds[name] != "flag"}
-        with self._csv(path, include_columns=columns, column_types=types) as reader:
+        with self._csv(path, path, {}, include_columns=columns, column_types=types) as reader:
             yield from reader
 
     def _kinds(self, path: str) -> Kinds:
@@ -139,8 +139,7 @@ class Files(Table):
             if _is_parquet(path):
                 schema = required("pyarrow.parquet", extra="table", purpose="Parquet").read_schema(path)
             else:
-                with self._csv(path) as reader:
-                    schema = reader.schema
+                schema = self._csv_schema(path)
         except self._arrow.ArrowInvalid as error:
             raise errors.ArgumentError(
                 f"{path} cannot be read as a table: {str(error).splitlines()[0][:300]}. Remove it from the folder, or name "
@@ -148,15 +147,25 @@ class Files(Table):
             ) from error
         return _kinds_of(self._arrow, schema)
 
-    def _csv(self, path: str, **convert: Any) -> Any:
+    def _csv_schema(self, path: str) -> Any:
+        """What the first block tells. The reader is given no more than that: it reads tens of MiB ahead, unasked."""
+        with self._arrow.input_stream(path) as file:
+            block = file.read(_BLOCK_BYTES)
+            last_line = block.rfind(b"\n") + 1
+            is_cut = last_line > 0 and bool(file.read(1))
+        # The last row may be half of one, where a text with a line break was cut.
+        leave_out = {"invalid_row_handler": lambda row: "skip"} if is_cut else {}
+        with self._csv(path, self._arrow.BufferReader(block[:last_line] if is_cut else block), leave_out) as reader:
+            return reader.schema
+
+    def _csv(self, path: str, source: Any, parse: dict[str, Any], **convert: Any) -> Any:
         csv = required("pyarrow.csv", extra="table", purpose="CSV")
         tabs = path.lower().removesuffix(".gz").endswith(".tsv")
+        delimiter = self._delimiter or ("\t" if tabs else ",")
         return csv.open_csv(
-            path,
+            source,
             read_options=csv.ReadOptions(block_size=_BLOCK_BYTES),
-            parse_options=csv.ParseOptions(
-                delimiter=self._delimiter or ("\t" if tabs else ","), newlines_in_values=True
-            ),
+            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, **parse),
             convert_options=csv.ConvertOptions(strings_can_be_null=True, **convert),
         )
 

@@ -25,12 +25,14 @@ class Quantized:
     """A quantized model, beside the one it was made from.
 
     Attributes:
-        model: The quantized model: it predicts and evaluates, saves and loads; it is compiled as the model was.
+        model: The quantized model: it predicts and evaluates, and where ``unsaved`` is empty it saves and loads; it is
+            compiled as the model was.
         mode: How it was quantized.
         before: The model as it was; None where there was no data.
         after: The quantized model; None where there was no data.
         left: Layers with weights that Keras cannot quantize in this mode, by name.
         exported: Bytes of the LiteRT file, or None.
+        unsaved: Layers that this Keras does not save whole in this mode, by name: a file of the model would not load again.
     """
 
     model: Any
@@ -39,11 +41,17 @@ class Quantized:
     after: Measured | None
     left: tuple[str, ...]
     exported: int | None = None
+    unsaved: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [] if self.before is None or self.after is None else [measuring.table((self.before, self.after))]
         if self.left:
             lines.append(f"Keras has no {self.mode} for: {', '.join(self.left)}; they stay as they are")
+        if self.unsaved:
+            lines.append(
+                f"Keras {keras.__version__} does not save {self.mode} whole: a file of this model does not load again, because "
+                f"of {', '.join(self.unsaved)}. Keep it in memory, or take int8 or int4"
+            )
         if self.exported is not None:
             lines.append(f"LiteRT file: {self.exported:,} bytes")
         return "\n".join(lines) or f"quantized to {self.mode}"
@@ -99,14 +107,17 @@ def quantize(
             # The layers keep the configuration and would save what the calibration took.
             config = settings["config"]
             config.dataset, config.tokenizer, config.quantization_layer_structure = None, None, None
+        _name_policies(made)
 
     copy = rebuilding.copied(model, change=change)
-    left = tuple(layer.name for layer in keras_seam.flat_layers(copy) if _is_left(layer))
+    layers = keras_seam.flat_layers(copy)
+    left = tuple(layer.name for layer in layers if _is_left(layer))
+    unsaved = tuple(layer.name for layer in layers if _mode_of(layer) and not _is_saved_whole(layer))
     rows: tuple[Measured | None, ...] = (None, None)
     if arguments is not None:
         rows = measuring.measured({"before": model, mode: copy}, arguments, batch_size)
     exported = None if export is None else litert.export(model, export)
-    done = Quantized(copy, mode, rows[0], rows[1], left, exported)
+    done = Quantized(copy, mode, rows[0], rows[1], left, exported, unsaved)
     say(f"memfit: {model.name} quantized to {mode}\n{done}", quiet=verbose == 0)
     return done
 
@@ -129,8 +140,31 @@ def _check(model: Any, mode: str, arguments: Any) -> None:
         )
 
 
+def _name_policies(model: Any) -> None:
+    """Gives layers made of layers, such as attention, the policy of each, which Keras would not write into a file."""
+    for layer in keras_seam.flat_layers(model):
+        inner = [one for one in keras_seam.flat_layers(layer) if _mode_of(one)]
+        if not inner or isinstance(layer, keras.Model):
+            continue
+        policies = keras.dtype_policies.DTypePolicyMap(default_policy=layer.dtype_policy)
+        for one in inner:
+            policies[one.path] = one.dtype_policy
+        layer.dtype_policy = policies
+
+
+def _is_saved_whole(layer: Any) -> bool:
+    """Whether Keras writes as many variables as it will look for (3.15 leaves out the zero points of GPTQ and AWQ)."""
+    store: dict[str, Any] = {}
+    layer.save_own_variables(store)
+    return len(store) >= len(layer.variables)
+
+
 def _is_left(layer: Any) -> bool:
     """Whether a layer of its own has a kernel that is still of floats."""
     own = [weight for weight in getattr(layer, "weights", ()) if len(weight.shape) > 1]
     alone = not keras_seam.flat_layers(layer)
-    return bool(alone and own and not getattr(layer, "quantization_mode", None))
+    return bool(alone and own and not _mode_of(layer))
+
+
+def _mode_of(layer: Any) -> str | None:
+    return getattr(layer, "quantization_mode", None)

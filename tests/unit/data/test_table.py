@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import mmap
 import pathlib
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 
 from memfit import data, errors
-from memfit.data import table_files, table_rows
+from memfit.data import row_file, table_files, table_rows
 from memfit.data.table_rows import Layout, Vocabularies
 
 arrow = pytest.importorskip("pyarrow")
@@ -70,6 +73,52 @@ def test_columns_that_change_between_files_are_an_error(folder: pathlib.Path) ->
         errors.ArgumentError, match=r"'x' holds a integer in .*a\.csv and a text in .*b\.csv.*`categories`"
     ):
         data.table(folder, label="y")
+
+
+def test_what_columns_hold_is_told_by_the_first_block_alone(folder: pathlib.Path) -> None:
+    """Also where it ends inside a text with line breaks, and nothing is read ahead behind it."""
+    row = '1,2.5,"' + "several\nlines, " * 40 + '"\n'
+    num_rows = 8 * 2**20 // len(row)
+    path = write(folder, a="n,x,words\n" + row * num_rows) / "a.csv"
+    arrow.default_memory_pool().release_unused()
+    before = arrow.total_allocated_bytes()
+    opened = table_files.opened(path, None)
+    assert opened.kinds == {"n": "integer", "x": "number", "words": "text"}
+    assert arrow.total_allocated_bytes() - before < 2 * 2**20
+    assert sum(len(batch) for _, batch in opened.batches(["n"], [])) == num_rows
+
+
+def test_compressed_and_unended_files(folder: pathlib.Path) -> None:
+    write(folder, a="n,x\n1,2.5")
+    with gzip.open(folder / "b.csv.gz", "wt") as file:
+        file.write("n,x\n" + "1,2\n" * 2**19)
+    opened = table_files.opened(folder, None)
+    assert opened.kinds == {"n": "integer", "x": "number"}
+    assert sum(len(batch) for _, batch in opened.batches(["n", "x"], [])) == 1 + 2**19
+
+
+@pytest.mark.skipif(not hasattr(mmap.mmap, "madvise"), reason="a system without madvise")
+@pytest.mark.parametrize(("free", "advised"), [(10**6, False), (1000, True)])
+def test_rows_that_memory_does_not_hold_are_read_without_what_is_around_them(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, free: int, advised: bool
+) -> None:
+    said: list[int] = []
+
+    class Map(mmap.mmap):
+        def madvise(self, option: int, *where: int) -> None:
+            said.append(option)
+            super().madvise(option, *where)
+
+    monkeypatch.setattr(mmap, "mmap", Map)
+    monkeypatch.setattr(row_file.host, "free_bytes", lambda: free)
+    with open(folder / "rows.npy", "wb") as file:
+        rows = np.ones(100, [("numbers", "<f4", (3,))])
+        writer = row_file.RowWriter(file, rows.dtype)
+        writer.append(rows)
+        writer.finish()
+    opened = pickle.loads(pickle.dumps(row_file.RowFile(folder / "rows.npy")))
+    assert opened.rows["numbers"].sum() == 300
+    assert said == [mmap.MADV_RANDOM] * 2 * advised
 
 
 def test_numbers_that_stop_being_numbers_name_the_file(folder: pathlib.Path) -> None:
