@@ -18,20 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
+import watcher
 
 import memfit
-
-
-def trained() -> tuple[Any, np.ndarray, np.ndarray]:
-    """A model whose steps take tens of milliseconds, and its data."""
-    layers = keras.layers
-    model = keras.Sequential([keras.Input((48, 48, 3)), layers.Conv2D(24, 3, activation="relu"), layers.MaxPooling2D()])
-    model.add(layers.Conv2D(32, 3, activation="relu"))
-    model.add(layers.GlobalAveragePooling2D())
-    model.add(layers.Dense(1))
-    model.compile("sgd", "mse")
-    return model, np.ones((2_000, 48, 48, 3), "float32"), np.ones((2_000, 1), "float32")
 
 
 def main() -> None:
@@ -40,7 +29,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    model, x, y = trained()
+    model, x, y = watcher.cnn()
 
     def seconds(*callbacks: Any) -> float:
         start = time.perf_counter()

@@ -2,6 +2,7 @@
 
     python benchmarks/planning.py --backend torch [--models unet ...] [--budgets 75 50 25 15] [--batch middle]
     python benchmarks/planning.py --backend torch --largest [--models vgg16 ...]
+    python benchmarks/planning.py --backend torch --pages [--models unet ...]
     python benchmarks/planning.py --summary benchmarks/results/planning-*.jsonl
 
 A budget is a share of what plain ``model.fit`` takes on top of what the process holds before training. The hand settings are
@@ -10,6 +11,8 @@ and with about sqrt(n) segments that recompute all; for a model with BatchNormal
 change the result. Each is measured once without a cap: peak and seconds of a step. Then, for each budget, ``memfit.fit`` runs
 under it, and after it the fastest of the hand settings that the budget holds, under the same cap; where that one is killed, the
 next. ``ratio`` is memfit's throughput over the hand setting's.
+
+``--pages``: a step in two parts with its tensors on the heap, and with large ones in pages of their own, three times in turn.
 
 ``--largest``: the largest batch that trains under the peak of plain Keras at the large batch, by recomputation alone.
 """
@@ -51,7 +54,7 @@ class Job:
         batch_size: Samples of a batch.
         way: "plain" for ``model.fit``, "hand" for a plan by hand, "memfit".
         parts: Of a plan by hand.
-        recomputed: The same: one of ``RECOMPUTED``, or "smallest".
+        recomputed: The same: one of ``RECOMPUTED``, "smallest", or "pages" for none and large tensors in pages of their own.
     """
 
     model: str
@@ -86,8 +89,8 @@ def by_hand(model: Any, batch: Any, job: Job) -> Any:
     from memfit.levers import remat
     from memfit.records import Levers, Plan
 
-    levers = Levers()
-    if job.recomputed != "none":
+    levers = Levers(own_pages=job.recomputed == "pages")
+    if job.recomputed not in ("none", "pages"):
         chain = remat.chain(model, batch)
         chosen = {
             "half": lambda: remat.choose(chain, chain.plain_bytes // 2) or remat.ladder(chain)[-1],
@@ -241,6 +244,22 @@ def largest(name: str, backend: str) -> dict[str, Any]:
     }
 
 
+def pages(name: str, backend: str) -> dict[str, Any]:
+    """A step in two parts on the heap and in pages of its own, in turn: the medians."""
+    import prediction_models
+
+    batch_size = prediction_models.MODELS[name].batches[1]
+    found: dict[str, list[dict[str, Any]]] = {"none": [], "pages": []}
+    for _ in range(3):
+        for way, made in found.items():
+            made.append(run(Job(name, batch_size, "hand", 2, way), backend))
+    row: dict[str, Any] = {"backend": backend, "model": name, "batch_size": batch_size, "budget": "pages"}
+    for way, made in (("heap", found["none"]), ("own_pages", found["pages"])):
+        row[f"{way}_seconds"] = statistics.median(one["seconds"] for one in made)
+        row[f"{way}_bytes"] = int(statistics.median(one["peak"] - one["base"] for one in made))
+    return row
+
+
 def line(row: dict[str, Any]) -> str:
     """A row as a person reads it."""
     head = f"{row['backend']:10} {row['model']:12} {row['batch_size']:5}"
@@ -248,6 +267,9 @@ def line(row: dict[str, Any]) -> str:
         return f"{head} largest batch by recomputation alone: {row['largest']:.2f} times the plain one's"
     if "skipped" in row:
         return f"{head} skipped: {row['skipped']}"
+    if row.get("budget") == "pages":
+        heap, own = (f"{row[f'{way}_seconds']:.3f} s, {text(row[f'{way}_bytes'])}" for way in ("heap", "own_pages"))
+        return f"{head} in 2 parts: heap {heap}; own pages {own}"
     if "grid" in row:
         best = row["grid"][0]
         return (
@@ -300,6 +322,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--batch", choices=("small", "middle", "large"), default="middle")
     parser.add_argument("--largest", action="store_true")
+    parser.add_argument("--pages", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--summary", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -314,9 +337,10 @@ def main() -> None:
     os.environ["KERAS_BACKEND"] = given.backend
     out = given.out or Path(__file__).parent / "results" / f"planning-{given.backend}.jsonl"
     for name in given.models:
-        found = (
-            [largest(name, given.backend)] if given.largest else rows(name, given.batch, given.budgets, given.backend)
-        )
+        if given.largest or given.pages:
+            found = iter([(largest if given.largest else pages)(name, given.backend)])
+        else:
+            found = rows(name, given.batch, given.budgets, given.backend)
         for row in found:
             put(row, out)
             print(line(row), flush=True)

@@ -141,10 +141,8 @@ class StepCosts:
         Args:
             again: What is computed once more, relative to the forward pass.
             kept: The most bytes of activations at one time, relative to the plain step's.
-            faulting: The share of the plain step in which the pages of its activations are faulted in.
+            faulting: The share of the plain step in which the pages of its activations are faulted in, where it must be.
         """
-        if not self.fresh_pages:
-            faulting = 0.0
         return 1.0 + self.recomputation * again * (1.0 - faulting) - faulting * (1.0 - kept)
 
     def faulting(self, forward: float, *, activations: int, rate: float, page_seconds: float) -> float:

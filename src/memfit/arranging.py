@@ -233,11 +233,8 @@ class Arrangements:
         if self._dropped or remat.blocked_reason(self._model) is not None:
             return rungs
         chain, costs = self._chain(), self._backend.step_costs()
-        faulting = 0.0
-        if costs.fresh_pages:
-            faulting = costs.faulting(
-                chain.cost, activations=chain.plain_bytes, rate=matrix_rate(), page_seconds=page_seconds()
-            )
+        pages = page_seconds() if costs.fresh_pages else 0.0
+        faulting = costs.faulting(chain.cost, activations=chain.plain_bytes, rate=matrix_rate(), page_seconds=pages)
         for rung in remat.ladder(chain, _RUNGS):
             again = remat.recomputation(chain, rung) / max(chain.cost, 1e-9)
             kept = remat.peak_bytes(chain, rung) / max(1, chain.plain_bytes)

@@ -15,6 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from memfit import units
+from memfit.amounts import Consumer as Consumer
+from memfit.amounts import DeviceMemory as DeviceMemory
+from memfit.amounts import Estimate as Estimate
+from memfit.amounts import Moment as Moment
+from memfit.amounts import Reading as Reading
+from memfit.amounts import TensorSpec as TensorSpec
+from memfit.amounts import estimate_from_fields as estimate_from_fields
 from memfit.arrangement import NO_LEVERS as NO_LEVERS
 from memfit.arrangement import Levers as Levers
 from memfit.arrangement import Remat as Remat
@@ -39,46 +46,6 @@ class Shown:
     def __init_subclass__(cls) -> None:
         # IPython takes the first class that has either this or a __repr__, which every dataclass has.
         cls._repr_pretty_ = Shown._repr_pretty_  # type: ignore[method-assign]
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """What this process holds at one moment.
-
-    Attributes:
-        host_bytes: Anonymous (not reclaimable) resident bytes of the process.
-        device_bytes: Bytes taken on the accelerator, or None where there is none.
-        source: Where the numbers were read.
-    """
-
-    host_bytes: int
-    device_bytes: int | None
-    source: str
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceMemory:
-    """An accelerator's memory as the framework sees it.
-
-    Attributes:
-        kind: "gpu" or "tpu".
-        total_bytes: What the framework may ever allocate there.
-        used_bytes: What live tensors of this process take there.
-        peak_bytes: The highest ``used_bytes`` so far, as the framework's allocator counted it.
-    """
-
-    kind: str
-    total_bytes: int
-    used_bytes: int
-    peak_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """Shape, batch axis first, and dtype name of one array of a batch."""
-
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,72 +74,6 @@ class Budget(Shown):
         if self.device_bytes is None:
             return host
         return f"{units.text(self.device_bytes)} of device memory ({self.device_source}) and {host}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Moment:
-    """When a step is at its peak.
-
-    Attributes:
-        phase: "forward", "backward" or "update".
-        layer: The path of the Keras layer, or None where the operation belongs to none.
-        operation: The operation as the framework names it.
-    """
-
-    phase: str
-    layer: str | None
-    operation: str
-
-    def __str__(self) -> str:
-        where = "" if self.layer is None else f" of {self.layer}"
-        return f"{self.phase}{where} ({self.operation})"
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A predicted number of bytes.
-
-    Attributes:
-        bytes: The prediction.
-        margin: What the prediction may be short of; ``upper`` holds both.
-        source: The method: "graph liveness", "XLA buffer assignment", "compiled", "fake tensors", "probe", "layer shapes",
-            "scripted".
-        moment: When the peak is, or None where the method does not tell.
-        workspace: Of ``bytes``, what no tensor of the program holds: kernels' own memory and gaps of the allocator.
-        compiling: Host bytes that tracing and compiling the step were seen to take while they lasted; not in ``bytes``.
-    """
-
-    bytes: int
-    margin: int
-    source: str
-    moment: Moment | None = None
-    workspace: int = 0
-    compiling: int = 0
-
-    @property
-    def upper(self) -> int:
-        return self.bytes + self.margin
-
-    def __str__(self) -> str:
-        return f"{units.text(self.bytes)} + {units.text(self.margin)} margin ({self.source})"
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class Consumer:
-    """One named holder of memory: a layer's activations, the optimizer state, the inputs.
-
-    Attributes:
-        name: The layer's path or the category.
-        kind: The layer's class, or "weights", "gradients", "optimizer state", "inputs".
-        bytes: What it holds, at the profile's batch size.
-    """
-
-    name: str
-    kind: str
-    bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,12 +256,6 @@ class Plan(Shown):
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"Not a plan that Plan.to_json() wrote ({error}). Received: {document[:200]!r}") from error
-
-
-def estimate_from_fields(fields: Mapping[str, Any]) -> Estimate:
-    """The estimate that ``dataclasses.asdict`` took apart, or ``to_json`` wrote."""
-    moment = fields.get("moment")
-    return Estimate(**{**fields, "moment": None if moment is None else Moment(**moment)})
 
 
 @dataclasses.dataclass(frozen=True)

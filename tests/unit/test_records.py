@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,8 +79,7 @@ def test_levers_say_what_is_pulled() -> None:
 
 def test_recomputing_saves_the_page_faults_of_what_it_does_not_keep() -> None:
     costs = StepCosts(0.4, part_seconds=1e-3, layer_seconds=1e-4, efficiency=0.5)
-    assert costs.recomputed(0.5, kept=0.2, faulting=0.5) == 1.2  # the memory is there from step to step
-    fresh = dataclasses.replace(costs, fresh_pages=True)
-    assert fresh.recomputed(0.5, kept=0.2, faulting=0.5) == pytest.approx(0.7)
+    assert costs.recomputed(0.5) == 1.2  # the memory is there from step to step
+    assert costs.recomputed(0.5, kept=0.2, faulting=0.5) == pytest.approx(0.7)
     # A second of computing beside a second of page faults.
-    assert fresh.faulting(1e10 / 6, activations=10**9, rate=1e10, page_seconds=1e-9) == pytest.approx(0.5)
+    assert costs.faulting(1e10 / 6, activations=10**9, rate=1e10, page_seconds=1e-9) == pytest.approx(0.5)

@@ -277,8 +277,7 @@ class Keeper(keras.callbacks.CallbackList):
             self.between_batches()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        found = self._resumed
-        if found is not None:
+        if self._resumed is not None:
             return
         self._inner.on_epoch_end(epoch, logs)
         if self.ending is not None or self._pace.is_due():
