@@ -1,8 +1,8 @@
 """Freed memory that the C library's heap keeps, given back before a step that would not fit beside it.
 
 What lives on from step to step scatters over the heap, and its gaps stay resident: after some steps up to twice the memory of
-the tensors was seen on PyTorch. Giving them back before every step would cost page faults, a quarter of a step's time on a
-U-Net; where there is room nothing is given back.
+the tensors was seen on PyTorch. Given back, they are faulted in again by the next step; where there is room nothing is given
+back.
 """
 
 from __future__ import annotations
