@@ -10,7 +10,8 @@ every combination of 1, 2, 4, 8 and 16 parts with no recomputation, with the arr
 and with about sqrt(n) segments that recompute all; for a model with BatchNormalization one part alone, as splitting would
 change the result. Each is measured once without a cap: peak and seconds of a step. Then, for each budget, ``memfit.fit`` runs
 under it, and after it the fastest of the hand settings that the budget holds, under the same cap; where that one is killed, the
-next. ``ratio`` is memfit's throughput over the hand setting's.
+next. ``ratio`` is memfit's throughput over the hand setting's. ``--known-grid`` takes what the output file says of the hand
+settings without a cap, measured before: which of them is tried under the cap, never what it is compared by.
 
 ``--pages``: a step in two parts with its tensors on the heap, and with large ones in pages of their own, three times in turn.
 
@@ -185,7 +186,18 @@ def grid(name: str, batch_size: int, splits: bool, backend: str) -> Iterator[tup
                 yield job, row
 
 
-def rows(name: str, batch: str, budgets: list[int], backend: str) -> Iterator[dict[str, Any]]:
+def known_grid(path: Path, row: dict[str, Any]) -> list[tuple[Job, dict[str, Any]]]:
+    """The hand settings of a model and batch as a file has them, fastest first."""
+    asked = row | {"budget": "grid"}
+    old = [json.loads(one) for one in path.read_text().splitlines()]
+    found = next(one for one in old if all(one.get(key) == asked[key] for key in asked))
+    names = [field.name for field in dataclasses.fields(Job)]
+    return [(Job(**{name: one[name] for name in names}), one) for one in found["grid"]]
+
+
+def rows(
+    name: str, batch: str, budgets: list[int], backend: str, *, known: Path | None = None
+) -> Iterator[dict[str, Any]]:
     """One row a budget."""
     import prediction_models
 
@@ -201,9 +213,12 @@ def rows(name: str, batch: str, budgets: list[int], backend: str) -> Iterator[di
         f"{name} {batch_size}: plain {plain['seconds']} s, {text(plain['base'])} before, {text(plain['peak'])}",
         flush=True,
     )
-    settings = [(plain_job, plain), *grid(name, batch_size, plain["splits"], backend)]
-    settings.sort(key=lambda setting: setting[1]["seconds"])
-    yield common | {"budget": "grid", "grid": [dataclasses.asdict(job) | row for job, row in settings]}
+    if known is None:
+        settings = [(plain_job, plain), *grid(name, batch_size, plain["splits"], backend)]
+        settings.sort(key=lambda setting: setting[1]["seconds"])
+        yield common | {"budget": "grid", "grid": [dataclasses.asdict(job) | row for job, row in settings]}
+    else:
+        settings = known_grid(known, common)
     for share in budgets:
         cap = int(plain["base"] + share / 100 * (plain["peak"] - plain["base"]))
         ours = run(Job(name, batch_size, "memfit"), backend, cap)
@@ -323,6 +338,7 @@ def main() -> None:
     parser.add_argument("--batch", choices=("small", "middle", "large"), default="middle")
     parser.add_argument("--largest", action="store_true")
     parser.add_argument("--pages", action="store_true")
+    parser.add_argument("--known-grid", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--summary", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -340,7 +356,7 @@ def main() -> None:
         if given.largest or given.pages:
             found = iter([(largest if given.largest else pages)(name, given.backend)])
         else:
-            found = rows(name, given.batch, given.budgets, given.backend)
+            found = rows(name, given.batch, given.budgets, given.backend, known=out if given.known_grid else None)
         for row in found:
             put(row, out)
             print(line(row), flush=True)

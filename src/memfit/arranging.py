@@ -18,7 +18,7 @@ from memfit.profiling.batches import Batches
 from memfit.profiling.rate import matrix_rate, page_seconds
 from memfit.records import Budget, Estimate, Levers, Plan, Profile, Remat, Split
 from memfit.reporting.console import shown
-from memfit.units import MIB, text
+from memfit.units import GIB, MIB, text
 
 _WORTH = 0.02
 """A further option is analysed where it may save this share of a step's time."""
@@ -41,6 +41,9 @@ _SAFE_TEST = 6
 """Rooms of so many times the gradients, and of the bytes below, are enough to test the model in."""
 
 _SAFE_ROOM = 192 * MIB
+
+_ROOM_TO_COMPILE = 2 * GIB
+"""Where there is more room, no step is asked what compiling it takes."""
 
 _OPTIMISM = 0.75
 """Of what a lever is guessed to leave of a step; what even this puts above the budget is not analysed."""
@@ -117,6 +120,7 @@ class Arrangements:
         """
         budget = self._request.budget
         ceiling = budget.limiting_bytes if ceiling is None else ceiling
+        self._refuse_uncompiled(ceiling)
         whole = self.prediction.peak(None)
         profile = self.prediction.profile(whole)
         validation = self.validation_batch_size(ceiling)
@@ -164,7 +168,26 @@ class Arrangements:
         if not plan.levers.exact:
             plan = plan.because("what was allowed was pulled, so that the result is not that of model.fit to rounding")
         exact = plan.levers.exact and (split is None or self.separability().split is not None)
+        self.prediction.prepare(split, plan.levers)
         return dataclasses.replace(plan, exact=exact), split
+
+    def _refuse_uncompiled(self, ceiling: int) -> None:
+        """Says no before the compiler is what the process is killed for.
+
+        Raises:
+            DoesNotFitError: There is less room than the compiler takes.
+        """
+        idle = self.prediction.idle()
+        room = ceiling - idle
+        if self._backend.device_memory() is not None or room > _ROOM_TO_COMPILE:
+            return
+        compiling = self.prediction.compiling()
+        if compiling > room:
+            raise DoesNotFitError(
+                f"Training does not fit: compiling its step takes about {text(compiling)}, the budget of {text(ceiling)} "
+                f"leaves {text(max(0, room))}. The smallest budget that would do is {text(idle + compiling)}. "
+                "Take a larger one, or a model of fewer layers: the batch size does not matter here."
+            )
 
     def _refuse_untested(self, ceiling: int, whole: Estimate, profile: Profile) -> None:
         """Says no before anything runs on the model, where the room is small and no arrangement would fit.

@@ -76,6 +76,16 @@ class Predictions:
             return self._on_top_of_base(dataclasses.replace(analysed, bytes=analysed.bytes - freed))
         return self._on_top_of_base(self._tried(split, levers) or self._shape_step(split))
 
+    def compiling(self) -> int:
+        """What compiling the plain step takes of the host while it lasts, about; 0 where nothing is known of it."""
+        return self._backend.compiling_bytes(self._model, self._spec)
+
+    def prepare(self, split: Split | None, levers: Levers) -> None:
+        """Compiles the step that was chosen, where the backend compiles one and has forgotten it since."""
+        text = f"compiling {self._step_text(split, levers)}"
+        with shown(text, quiet=self._quiet), pulled(self._model, levers, self._backend):
+            self._backend.prepare(self._model, self._spec, split)
+
     def is_weak(self, split: Split | None, levers: Levers = NO_LEVERS) -> bool:
         """Whether the step's analysis says so little that a trial is worth its time."""
         analysed = self._analysed(split, levers)

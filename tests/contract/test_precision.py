@@ -269,7 +269,7 @@ def snapshot(model: Any) -> list[Any]:
     functions = [model.train_function, model.test_function, model.predict_function]
     policies = [layer.dtype_policy for layer in (model, *keras_seam.flat_layers(model))]
     variables = [*model.variables, *model.optimizer.variables]
-    names = vars(model).keys() - {"_memfit_prepared_steps", "_eval_epoch_iterator"}  # which Keras leaves itself
+    names = vars(model).keys() - {"_memfit_prepared_step", "_eval_epoch_iterator"}  # which Keras leaves itself
     return [model.optimizer, names, *functions, *policies, *variables]
 
 

@@ -103,6 +103,19 @@ class Backend(Protocol):
             The estimate, or None where this framework cannot analyse the step (the caller then asks a probe).
         """
 
+    def compiling_bytes(self, model: Any, batch: Any) -> int:
+        """Host bytes that compiling the plain training step takes while it lasts, guessed; 0 where nothing is compiled.
+
+        Arguments as of ``step_bytes``.
+        """
+
+    def prepare(self, model: Any, batch: Any, split: Split | None) -> None:
+        """Compiles the training step that ``attach`` will put on, where this framework compiles one and none is kept.
+
+        Compiling takes memory that is given back before the first step takes its own. Arguments as of ``step_bytes``; the
+        levers must be on the model.
+        """
+
     def attach(self, model: Any, split: Split | None) -> Callable[[], None]:
         """Puts the micro-batched train step on the model; with None Keras' own, where an analysis has compiled it already.
 

@@ -74,6 +74,13 @@ class SimulatedBackend:
         """``batch`` is the number of samples; every kind of step takes the same."""
         return Estimate(int(model.step_bytes(batch, split) * self._prediction_error), 0, "scripted")
 
+    def compiling_bytes(self, model: SimulatedModel, batch: Any) -> int:
+        """Nothing is compiled."""
+        return 0
+
+    def prepare(self, model: SimulatedModel, batch: Any, split: Split | None) -> None:
+        """Nothing is compiled."""
+
     def attach(self, model: SimulatedModel, split: Split | None) -> Callable[[], None]:
         previous = model.split
         model.split = split

@@ -163,11 +163,11 @@ def test_the_test_of_separability_compiles_the_gradient_of_the_whole_batch_once(
 
 def test_a_step_is_not_kept_past_compile() -> None:
     model = built(cnn(), images(8))
-    prepared = step.prepare(model, None)
+    prepared = step.prepared(model, None)
     model.compile("sgd", "sparse_categorical_crossentropy")
     assert step._take_prepared(model, None) is None
     built(model, images(8))
-    prepared = step.prepare(model, None)
+    prepared = step.prepared(model, None)
     assert step._take_prepared(model, None) is prepared
     assert step._take_prepared(model, None) is None
 

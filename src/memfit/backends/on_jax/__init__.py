@@ -36,6 +36,12 @@ class _Jax:
     def step_bytes(self, model: Any, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate | None:
         return analysis.step_bytes(model, batch, split, kind)
 
+    def compiling_bytes(self, model: Any, batch: Any) -> int:
+        return analysis.compiling_bytes(model, batch)
+
+    def prepare(self, model: Any, batch: Any, split: Split | None) -> None:
+        analysis.prepare(model, batch, split)
+
     def attach(self, model: Any, split: Split | None) -> Callable[[], None]:
         return step.attach(model, split)
 

@@ -7,6 +7,7 @@ The compiler takes up to half a GiB while it runs (ResNet50); what it frees is g
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ import keras
 from memfit import units
 from memfit.backends import host_allocator, keras_seam
 from memfit.backends.on_jax import moment, scratch
-from memfit.backends.on_jax.step import Step, compiles_whole, prepare
+from memfit.backends.on_jax.step import PlainStep, Step, compiles_whole, is_prepared, prepared
 from memfit.backends.protocol import StepKind
 from memfit.records import Estimate, Moment, Split
 
@@ -24,6 +25,11 @@ SOURCE = "compiled"
 RUNTIME = 14 * units.MIB
 """Allocator slack, small jitted functions and thread stacks of a first step on a CPU: 4 to 33 MiB were seen beside the
 buffers, 18 in the median, whatever the model."""
+_COMPILING_FIXED = 80 * units.MIB
+_COMPILING_LINE = 55 * units.KIB
+"""What XLA's compiler takes on a CPU with two cores, by lines of StableHLO: of eight models 84 to 667 MiB for 1,078 to 12,793
+lines, from 52 % to 210 % of what these two make. Most of it is code that waits until all kernels are made; optimising less,
+or one after the other, changed nothing."""
 _FIXED = 16 * units.MIB
 _SHARE = 0.04
 
@@ -47,17 +53,36 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
     try:
         return _compiled_bytes(model, specs, split, kind)
     finally:
+        # A step and its jitted functions refer to each other: one that is kept no longer is freed here.
+        gc.collect()
         host_allocator.trim()
+
+
+def compiling_bytes(model: Any, batch: Any) -> int:
+    """Host bytes that compiling the plain training step takes, guessed from the length of its program. Compiles nothing."""
+    if not compiles_whole(model):
+        return 0
+    num_lines = _lowered(PlainStep(model), model, keras_seam.map_leaves(_array_spec, batch)).as_text().count("\n")
+    return _COMPILING_FIXED + _COMPILING_LINE * num_lines
+
+
+def prepare(model: Any, batch: Any, split: Split | None) -> None:
+    """Compiles the training step for ``attach``, if none is kept. Arguments as of ``step_bytes``."""
+    if compiles_whole(model) and not is_prepared(model, split):
+        step_bytes(model, batch, split)
 
 
 def _compiled_bytes(model: Any, specs: Any, split: Split | None, kind: StepKind) -> Estimate:
     if kind != "train":
         return _estimate(2 * _nbytes(specs), _program(_compiled_other(model, specs, kind), model))
-    step = prepare(model, split)
+    step = prepared(model, split)
     if isinstance(step, Step):
         return _split_bytes(step, model, specs, split)
-    compiled = step.jitted.lower(_state_specs(model), keras.utils.pack_x_y_sample_weight(*specs)).compile()
-    return _estimate(2 * _nbytes(specs), _program(compiled, model))
+    return _estimate(2 * _nbytes(specs), _program(_lowered(step, model, specs).compile(), model))
+
+
+def _lowered(step: PlainStep, model: Any, specs: Any) -> Any:
+    return step.jitted.lower(_state_specs(model), keras.utils.pack_x_y_sample_weight(*specs))
 
 
 def _compiled_other(model: Any, batch: Any, kind: StepKind) -> Any:

@@ -15,16 +15,13 @@ import keras
 import numpy as np
 
 from memfit.backends import host_allocator, keras_losses, keras_seam
+from memfit.backends.on_jax import memory
 from memfit.backends.shares import Shares
 from memfit.records import Remat, Split
 
 _Arrangement = tuple[Split | None, Remat | None, str | None]
 
-_PREPARED = "_memfit_prepared_steps"
-
-_EARLIER_KEPT = 1
-"""Steps that were prepared before the last one and are kept beside it, at 20 to 100 MiB of compiled code each: a search ends
-with the last arrangement that it asked about, or goes back to the one before."""
+_PREPARED = "_memfit_prepared_step"
 
 
 def attach(model: Any, split: Split | None) -> Callable[[], None]:
@@ -61,23 +58,30 @@ def compiles_whole(model: Any) -> bool:
     return jits and not keras_seam.is_distributed(model)
 
 
-def prepare(model: Any, split: Split | None) -> Step | PlainStep:
+def prepared(model: Any, split: Split | None) -> Step | PlainStep:
     """A new step that the next ``attach`` with this split and the levers that are on the model now takes.
 
-    Compiled functions are included. It is dropped where the model is compiled again before that.
+    Compiled functions are included. It is dropped where the model is compiled again before that. One is kept, as its code
+    takes 20 to 100 MiB: where another one was there, a search goes on, and what it has compiled is forgotten.
     """
-    marks, steps = getattr(model, _PREPARED, (None, {}))
+    if vars(model).pop(_PREPARED, None) is not None:
+        memory.forget_programs()
     step = _new_step(model, split)
-    kept: dict[_Arrangement, Any] = steps if _same(marks, keras_seam.compile_marks(model)) else {}
-    kept = {**dict(list(kept.items())[-_EARLIER_KEPT:]), _arrangement(model, split): step}
-    keras_seam.set_attribute(model, _PREPARED, (keras_seam.compile_marks(model), kept))
+    keras_seam.set_attribute(model, _PREPARED, (keras_seam.compile_marks(model), _arrangement(model, split), step))
     return step
 
 
+def is_prepared(model: Any, split: Split | None) -> bool:
+    """Whether ``attach`` with this split and these levers would find a step."""
+    marks, arrangement, _ = vars(model).get(_PREPARED, (None, None, None))
+    return arrangement == _arrangement(model, split) and _same(marks, keras_seam.compile_marks(model))
+
+
 def _take_prepared(model: Any, split: Split | None) -> Step | PlainStep | None:
-    """The step that the analysis prepared; it and those for other arrangements are kept no longer."""
-    marks, steps = vars(model).pop(_PREPARED, (None, {}))
-    return steps.get(_arrangement(model, split)) if _same(marks, keras_seam.compile_marks(model)) else None
+    """The step that the analysis prepared last, if it is for this arrangement; it is kept no longer."""
+    current = is_prepared(model, split)
+    *_, step = vars(model).pop(_PREPARED, (None,))
+    return step if current else None
 
 
 def _arrangement(model: Any, split: Split | None) -> _Arrangement:
@@ -105,10 +109,16 @@ def _wait(results: Any) -> None:
 def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
     """Loss and gradients of one batch in training mode; the caller keeps and restores the model's state.
 
-    What was compiled for it is given back: op by op, JAX would keep hundreds of MiB of small programs.
+    What was compiled for it is given back: op by op, JAX would keep hundreds of MiB of small programs. What was compiled
+    before is too, as this is where little room is left: the programs of whole and parts are never there together.
     """
     state = _values(model)
     trainable, others, optimizer, metrics = state
+    kept = keras_seam.kept_programs(model)
+    if split is not None or "gradient" not in kept:
+        kept.clear()
+        vars(model).pop(_PREPARED, None)
+        memory.forget_programs()
     if split is None:
 
         def loss_of(trainable: Any, others: Any, batch: Any) -> Any:
@@ -117,8 +127,8 @@ def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[
             )
             return loss, others
 
-        kept = keras_seam.kept_programs(model)
         step = kept.setdefault("gradient", _compiled(model, jax.value_and_grad(loss_of, has_aux=True)))
+        _compile_first(step, trainable, others, batch)
         (total, others), grads = step(trainable, others, batch)
         total = total / model.optimizer.scale_loss(1.0)
     else:
@@ -135,6 +145,13 @@ def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[
 def _compiled(model: Any, function: Callable[..., Any], **options: Any) -> Any:
     """The function compiled as the model's own step would be: jitted, or as it is."""
     return jax.jit(function, **options) if model.jit_compile and not model.run_eagerly else function
+
+
+def _compile_first(function: Any, *arguments: Any) -> None:
+    """Compiles a jitted function for a call, and gives back what the compiler took before the call takes its own."""
+    if hasattr(function, "lower"):
+        function.lower(*arguments).compile()
+        host_allocator.trim()
 
 
 def _values(model: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
@@ -197,7 +214,10 @@ class Step:
         logs: Any = {}
         for piece in _parts(batch, num_samples, self._size):
             fraction = np.float32(_num_samples(piece) / num_samples)
-            others, metrics, sums, logs = part(trainable, others, metrics, optimizer, sums, piece, fraction, counts)
+            arguments = (trainable, others, metrics, optimizer, sums, piece, fraction, counts)
+            if not donate:
+                _compile_first(part, *arguments)
+            others, metrics, sums, logs = part(*arguments)
         return sums, others, metrics, logs
 
     def part(

@@ -36,6 +36,12 @@ class _Torch:
     def step_bytes(self, model: Any, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate | None:
         return analysis.step_bytes(model, batch, split, kind)
 
+    def compiling_bytes(self, model: Any, batch: Any) -> int:
+        return 0
+
+    def prepare(self, model: Any, batch: Any, split: Split | None) -> None:
+        """Nothing is compiled ahead of a step."""
+
     def attach(self, model: Any, split: Split | None) -> Callable[[], None]:
         return step.attach(model, split)
 
