@@ -1,0 +1,42 @@
+"""The site: guides, concepts and the reference from docstrings.
+
+    sphinx-build -W --keep-going -b html docs build/site
+
+Needs no network and no framework: Keras is a stand-in here, so that no backend has to be installed or chosen.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+import memfit  # noqa: E402
+
+project = "memfit"
+author = "the memfit authors"
+copyright = author
+version = release = memfit.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxarg.ext"]
+exclude_patterns = ["status.md"]
+nb_execution_mode = "off"  # a test executes the notebooks
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+autodoc_mock_imports = ["keras", "tensorflow", "jax", "torch"]
+autodoc_member_order = "bysource"
+autodoc_class_signature = "separated"
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes of records are described once, in their class
+napoleon_use_rtype = False
+default_role = "literal"
+
+html_theme = "furo"
+html_title = f"memfit {release}"
+html_show_copyright = False
+html_show_sphinx = False
+html_copy_source = False
