@@ -2,7 +2,7 @@
 
     sphinx-build -W --keep-going -b html docs build/site
 
-Needs no network and no framework: Keras is a stand-in here, so that no backend has to be installed or chosen.
+Needs no network and no framework: Keras and the backends are stand-ins here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+from sphinx.ext.autodoc.mock import mock  # noqa: E402
+
 import memfit  # noqa: E402
+
+# Not by `autodoc_mock_imports`: that ends with each import, and what looks at a documented class later would import Keras.
+stand_ins = mock(["keras", "tensorflow", "jax", "torch"])
+stand_ins.__enter__()
 
 project = "memfit"
 author = "the memfit authors"
@@ -25,8 +31,8 @@ exclude_patterns = ["status.md"]
 nb_execution_mode = "off"  # a test executes the notebooks
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+myst_ref_domains = ["std", "py"]
 
-autodoc_mock_imports = ["keras", "tensorflow", "jax", "torch"]
 autodoc_member_order = "bysource"
 autodoc_class_signature = "separated"
 autodoc_typehints_format = "short"

@@ -36,7 +36,19 @@ def run_shell(example: Example) -> None:
     assert done.returncode == 0, f"{example.path}:{example.line}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
-PARSED = Sybil([PythonCodeBlockParser(), CodeBlockParser("bash", run_shell), SkipParser()], path=str(ROOT))
+def refuse(example: Example) -> None:
+    raise AssertionError(f"{example.path}:{example.line}: only a notebook runs this block: put a `skip` comment before it")
+
+
+PARSED = Sybil(
+    [
+        PythonCodeBlockParser(),
+        CodeBlockParser("bash", run_shell),
+        CodeBlockParser("ipython", refuse),
+        SkipParser(),
+    ],
+    path=str(ROOT),
+)
 
 
 def blocks(page: Path) -> Document:
