@@ -4,18 +4,22 @@ DEMO := .venv-demo
 DEV := .venv
 BACKENDS := tensorflow jax torch
 
-.PHONY: demo test check unit contract e2e format benchmarks clean
+.PHONY: demo test check docs unit contract e2e format benchmarks clean
 
 demo: $(DEMO)/done
 	KERAS_BACKEND=tensorflow $(DEMO)/bin/memfit demo
 
-test: check unit contract e2e
+test: check docs unit contract e2e
 
 check: $(DEV)/done
 	$(DEV)/bin/ruff format --check src tests benchmarks
 	$(DEV)/bin/ruff check src tests benchmarks
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
+
+# The site, in build/site; a warning fails it. It imports no framework and takes seconds.
+docs: $(DEV)/done
+	$(DEV)/bin/sphinx-build -E -W --keep-going -q -b html docs build/site
 
 unit: $(DEV)/done
 	$(DEV)/bin/python -m pytest -q tests/unit
