@@ -12,8 +12,8 @@ demo: $(DEMO)/done
 test: check docs unit contract e2e
 
 check: $(DEV)/done
-	$(DEV)/bin/ruff format --check src tests benchmarks
-	$(DEV)/bin/ruff check src tests benchmarks
+	$(DEV)/bin/ruff format --check src tests benchmarks docs/conf.py docs/notebooks
+	$(DEV)/bin/ruff check src tests benchmarks docs/conf.py docs/notebooks
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
 
@@ -35,8 +35,8 @@ e2e: $(DEV)/done
 	$(DEV)/bin/python -m pytest -q tests/e2e
 
 format: $(DEV)/done
-	$(DEV)/bin/ruff format src tests benchmarks
-	$(DEV)/bin/ruff check --fix src tests benchmarks
+	$(DEV)/bin/ruff format src tests benchmarks docs/conf.py docs/notebooks
+	$(DEV)/bin/ruff check --fix src tests benchmarks docs/conf.py docs/notebooks
 
 benchmarks: $(DEV)/done
 	for backend in $(BACKENDS); do KERAS_BACKEND=$$backend $(DEV)/bin/python benchmarks/overhead.py || exit 1; done

@@ -23,7 +23,6 @@ stand_ins.__enter__()
 
 project = "memfit"
 author = "the memfit authors"
-copyright = author
 version = release = memfit.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxarg.ext"]

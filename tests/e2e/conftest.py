@@ -42,7 +42,9 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[nbformat.NotebookNode], nbformat.NotebookNode]:
+def executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[nbformat.NotebookNode], nbformat.NotebookNode]:
     """Executes a notebook headless by a real kernel in an empty folder; gives it back with its outputs.
 
     A cell that raises is an error here. The backend is the one that starts fastest, unless KERAS_BACKEND names another.

@@ -13,14 +13,22 @@ from memfit.budgeting.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("**/*.md"))) if path.name != "status.md"]
+PAGES = [
+    path
+    for path in (ROOT / "README.md", *sorted(DOCS.glob("**/*.md")))
+    if path.name not in ("status.md", "catalogue.md")
+]
 REFERENCE = "\n".join(path.read_text() for path in DOCS.glob("reference/*.md"))
 
 LANGUAGES = ("python", "bash", "ipython", "text")
 """The blocks of the first three run in ``tests/contract/test_pages.py``, or say there why not."""
 
 PUBLIC = [
-    *(f"memfit.{name}" for name in memfit.__all__ if name not in ("__version__", "data", "errors", "records", "shrink")),
+    *(
+        f"memfit.{name}"
+        for name in memfit.__all__
+        if name not in ("__version__", "data", "errors", "records", "shrink")
+    ),
     *(f"memfit.data.{name}" for name in data.__all__),
     *(f"memfit.shrink.{name}" for name in shrink.__all__),
     *(f"memfit.errors.{name}" for name, one in vars(errors).items() if isinstance(one, type)),
