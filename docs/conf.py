@@ -33,7 +33,7 @@ myst_heading_anchors = 3
 myst_ref_domains = ["std", "py"]
 
 autodoc_member_order = "bysource"
-autodoc_class_signature = "separated"
+autodoc_class_signature = "mixed"
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes of records are described once, in their class
