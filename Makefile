@@ -4,18 +4,22 @@ DEMO := .venv-demo
 DEV := .venv
 BACKENDS := tensorflow jax torch
 
-.PHONY: demo test check unit contract e2e format benchmarks clean
+.PHONY: demo test check docs unit contract e2e format benchmarks clean
 
 demo: $(DEMO)/done
 	KERAS_BACKEND=tensorflow $(DEMO)/bin/memfit demo
 
-test: check unit contract e2e
+test: check docs unit contract e2e
 
 check: $(DEV)/done
-	$(DEV)/bin/ruff format --check src tests benchmarks
-	$(DEV)/bin/ruff check src tests benchmarks
+	$(DEV)/bin/ruff format --check src tests benchmarks docs/conf.py docs/notebooks
+	$(DEV)/bin/ruff check src tests benchmarks docs/conf.py docs/notebooks
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
+
+# The site, in build/site; a warning fails it. It imports no framework and takes seconds.
+docs: $(DEV)/done
+	$(DEV)/bin/sphinx-build -E -W --keep-going -q -b html docs build/site
 
 unit: $(DEV)/done
 	$(DEV)/bin/python -m pytest -q tests/unit
@@ -31,8 +35,8 @@ e2e: $(DEV)/done
 	$(DEV)/bin/python -m pytest -q tests/e2e
 
 format: $(DEV)/done
-	$(DEV)/bin/ruff format src tests benchmarks
-	$(DEV)/bin/ruff check --fix src tests benchmarks
+	$(DEV)/bin/ruff format src tests benchmarks docs/conf.py docs/notebooks
+	$(DEV)/bin/ruff check --fix src tests benchmarks docs/conf.py docs/notebooks
 
 benchmarks: $(DEV)/done
 	for backend in $(BACKENDS); do KERAS_BACKEND=$$backend $(DEV)/bin/python benchmarks/overhead.py || exit 1; done

@@ -66,7 +66,7 @@ class Budget(Shown):
 
     @property
     def limiting_bytes(self) -> int:
-        """Bytes of the memory that holds the training step: the device's, or the host's where there is no device."""
+        """Bytes of the memory that holds the training step, which is the device's, or the host's where there is no device."""
         return self.host_bytes if self.device_bytes is None else self.device_bytes
 
     def __str__(self) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
+from nbclient import NotebookClient
 
 from memfit.budgeting import cgroup
 
@@ -37,6 +39,26 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     assert processes_with(mark) == []
     assert list(folder.glob("memfit-*")) == []
     assert group_folders() <= groups_before
+
+
+@pytest.fixture
+def executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[nbformat.NotebookNode], nbformat.NotebookNode]:
+    """Executes a notebook headless by a real kernel in an empty folder; gives it back with its outputs.
+
+    A cell that raises is an error here. The backend is the one that starts fastest, unless KERAS_BACKEND names another.
+    """
+    folder = tmp_path / "notebook"
+    folder.mkdir()
+    # Children inherit the environment of this process.
+    monkeypatch.setenv("KERAS_BACKEND", os.environ.get("KERAS_BACKEND", "torch"))
+
+    def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+        resources = {"metadata": {"path": str(folder)}}
+        return NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+
+    return execute
 
 
 def processes_with(mark: str) -> list[str]:

@@ -128,7 +128,7 @@ class Augmentation:
 
     @property
     def without_randomness(self) -> Augmentation:
-        """Only what happens to every image alike: rescaling, normalization, the preprocessing function."""
+        """Only what happens to every image alike, which is rescaling, normalization, the preprocessing function."""
         return dataclasses.replace(
             self,
             rotation_range=0.0,

@@ -129,7 +129,7 @@ class MemoryMonitor(Places):
 
     @property
     def peak(self) -> Reading:
-        """The highest sample so far: host and device each at its own highest moment."""
+        """The highest sample so far, host and device each at its own highest moment."""
         samples = self.timeline.samples
         if self._watcher is not None:
             return self._watcher.peak
