@@ -21,7 +21,9 @@ class Ragged(keras.utils.PyDataset):
 
 
 class KeepsALittle(keras.callbacks.Callback):
-    kept = []
+    def __init__(self):
+        super().__init__()
+        self.kept = []
 
     def on_train_batch_end(self, batch, logs=None):
         blocks = [bytearray(100_000) for _ in range(300)]  # 30 MB on the heap, of which three blocks stay
