@@ -14,6 +14,7 @@ from memfit.backends import keras_seam
 from memfit.backends.around import Around, Run, Wrapper
 from memfit.backends.protocol import Backend
 from memfit.budgeting import device
+from memfit.data import given
 from memfit.data.queues import Queue
 from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.executing.forward import ForwardStep
@@ -54,7 +55,14 @@ def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> t
         try:
             keeper = _keeper(prepared.arguments)
             keep = None if keeper is None else keeper.keep
-            attention = Attention(watcher, prepared.backend, smaller=run.put_half, log=log.add, keep=keep)
+            attention = Attention(
+                watcher,
+                prepared.backend,
+                smaller=run.put_half,
+                log=log.add,
+                keep=keep,
+                hold_less=lambda: given.hold_less(prepared.arguments),
+            )
             callbacks = [attention]
             if prepared.backend.step_costs().own_pages is not None:  # tensors lie on the C library's heap
                 callbacks.append(Trimming(watcher.held, run.most_held))

@@ -8,8 +8,8 @@ import numpy as np
 
 keras.utils.set_random_seed(0)
 rng = np.random.default_rng(0)
-x, y = rng.normal(size=(16, 2000)).astype("float32"), rng.normal(size=(16, 1)).astype("float32")
-model = keras.Sequential([keras.Input((2000,)), keras.layers.Dense(16_000), keras.layers.Dense(1)])  # 128 MB
+x, y = rng.normal(size=(16, 1000)).astype("float32"), rng.normal(size=(16, 1)).astype("float32")
+model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(8_000), keras.layers.Dense(1)])  # 32 MB
 model.compile("sgd", "mse")
 with tempfile.TemporaryDirectory() as folder:
     board = keras.callbacks.TensorBoard(folder, histogram_freq=1, write_graph=False)
