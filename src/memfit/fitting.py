@@ -19,7 +19,7 @@ from memfit.data import given as given_data
 from memfit.data import queues
 from memfit.errors import ArgumentError
 from memfit.executing import arguments as fit_arguments_of
-from memfit.executing import feeding
+from memfit.executing import feeding, noticed
 from memfit.guarding import interception, session
 from memfit.guarding import keeping as keeping_of
 from memfit.guarding.watch import Watcher
@@ -319,6 +319,9 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
     quiet = arguments.get("verbose") == 0
     say(decision.plan.summary, quiet=quiet)
     log.add("plan", str(decision.plan))
+    for sentence in noticed.sentences(model, prepared.arguments, decision.plan.budget.host_bytes):
+        say(f"memfit: {sentence}", quiet=quiet)
+        log.add("note", sentence)
     planned = log.seconds
     if keeping is not None and keeping.completes:
         session.note_plan(keeping.folder, decision.plan)

@@ -11,6 +11,7 @@ import pytest
 import memfit
 from memfit import budgeting
 from memfit.data import queues
+from memfit.executing import noticed
 from memfit.units import MIB
 
 LENGTHS = (32, 8192, 48)
@@ -114,3 +115,38 @@ def test_queues_that_fit_or_are_none_stay() -> None:
     endless = queues.bounded(Images(workers=2, max_queue_size=0), 4 * MIB, 16 * MIB)
     assert endless is not None
     assert "hold 8 batches" in endless.reason
+
+
+def test_what_no_plan_can_mend_is_named_with_its_bytes() -> None:
+    class Holds(keras.utils.PyDataset):
+        def __init__(self) -> None:
+            super().__init__()
+            self.everything = np.zeros((2 * MIB,), "float32")
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Any:
+            return np.ones((4, 1024, 1024), "float32"), np.ones((4, 1), "float32")
+
+    built = flat()
+    dense, hot = np.zeros((64, 32_768), "float32"), np.eye(32_768, dtype="float32")[:64]
+    board = keras.callbacks.TensorBoard("never-written", histogram_freq=1)
+    wide = keras.Sequential([keras.Input((1024,)), keras.layers.Dense(1024)])
+    said = [
+        *noticed.sentences(built, {"x": Holds()}, 100 * MIB),
+        *noticed.sentences(built, {"x": dense, "y": hot}, 100 * MIB),
+        *noticed.sentences(built, {"x": dense + 1}, 100 * MIB),
+        *noticed.sentences(wide, {"x": None, "callbacks": [board]}, 100 * MIB),
+    ]
+    starts = [
+        "Holds holds 8 MiB",
+        "y holds 8 MiB of one-hot",
+        "x holds 8 MiB, 100%",
+        "x holds 8 MiB of data",
+        "TensorBoard(",
+    ]
+    assert len(said) == len(starts), said
+    assert all(sentence.startswith(start) for sentence, start in zip(said, starts, strict=True)), said
+    everything = {"x": Holds(), "callbacks": [board]}
+    assert noticed.sentences(wide, everything, 4096 * MIB) == ()
