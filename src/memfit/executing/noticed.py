@@ -44,8 +44,8 @@ def _held_by(dataset: Any, least: int) -> list[str]:
         return []
     held = sum(value.nbytes for value in arrays.values())
     return [
-        f"{type(dataset).__name__} holds {text(held)} of data itself ({', '.join(arrays)}), beside its batches: read what a batch "
-        "needs in __getitem__, or keep it in a file (numpy.load with mmap_mode='r')"
+        f"{type(dataset).__name__} holds {text(held)} of data itself ({', '.join(arrays)}), beside its batches: read what a "
+        "batch needs in __getitem__, or keep it in a file (numpy.load with mmap_mode='r')"
     ]
 
 
@@ -56,8 +56,8 @@ def _labels(y: Any, least: int) -> Iterator[str]:
     if (rows.max(axis=1) == 1).all() and (np.count_nonzero(rows, axis=1) == 1).all():
         sparse = 4 * y.shape[0]
         yield (
-            f"y holds {text(y.nbytes)} of one-hot labels, which as whole numbers are {text(sparse)}: leave to_categorical out and "
-            "use the loss sparse_categorical_crossentropy"
+            f"y holds {text(y.nbytes)} of one-hot labels, which as whole numbers are {text(sparse)}: leave to_categorical out "
+            "and use the loss sparse_categorical_crossentropy"
         )
 
 
@@ -68,13 +68,13 @@ def _inputs(x: Any, least: int) -> Iterator[str]:
         zeros = 1 - np.count_nonzero(array[:_ROWS]) / max(1, array[:_ROWS].size)
         if zeros >= _SPARSE:
             yield (
-                f"x holds {text(array.nbytes)}, {zeros:.0%} of it zeros: keep it sparse, and make the rows of a batch dense in a "
-                "keras.utils.PyDataset"
+                f"x holds {text(array.nbytes)}, {zeros:.0%} of it zeros: keep it sparse, and make the rows of a batch dense in "
+                "a keras.utils.PyDataset"
             )
         else:
             yield (
-                f"x holds {text(array.nbytes)} of data, whole in memory, which no plan makes smaller: memfit.data reads images, "
-                "tables and texts a batch at a time, numpy.load with mmap_mode='r' an array"
+                f"x holds {text(array.nbytes)} of data, whole in memory, which no plan makes smaller: memfit.data reads "
+                "images, tables and texts a batch at a time, numpy.load with mmap_mode='r' an array"
             )
 
 
