@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from memfit.arranging import Decision
-from memfit.backends import keras_seam
+from memfit.backends import error_chain, keras_seam
 from memfit.backends.around import Around, Run, Wrapper
 from memfit.backends.protocol import Backend
 from memfit.budgeting import device
@@ -76,6 +76,7 @@ def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> t
             if not prepared.backend.is_out_of_memory(error):
                 raise
             failure = f"{type(error).__name__}: {str(error)[:300]}"
+            error_chain.drop_frames(error)
             raise OutOfMemoryError(_out_of_memory_text(run.decision, failure, prepared.backend)) from error
 
 

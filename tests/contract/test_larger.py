@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import pytest
 import memfit
 from memfit import budgeting
 from memfit.data import queues
+from memfit.errors import OutOfMemoryError
 from memfit.executing import noticed
 from memfit.units import MIB
 
@@ -151,3 +153,18 @@ def test_what_no_plan_can_mend_is_named_with_its_bytes() -> None:
     assert all(sentence.startswith(start) for sentence, start in zip(said, starts, strict=True)), said
     everything = {"x": Holds(), "callbacks": [board]}
     assert noticed.sentences(wide, everything, 4096 * MIB) == ()
+
+
+def test_a_run_that_failed_for_want_of_memory_does_not_live_on_in_its_error() -> None:
+    left: list[Any] = []
+
+    class Fails(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            attempt = np.zeros(1000)
+            left.append(weakref.ref(attempt))
+            raise MemoryError("the user's own")
+
+    with pytest.raises(OutOfMemoryError) as kept:
+        memfit.fit(flat(), np.ones((4, 1024, 1024), "float32"), np.ones((4, 1)), verbose=0, callbacks=[Fails()])
+    assert kept.value.__cause__ is not None
+    assert left[0]() is None
