@@ -70,10 +70,10 @@ def outcome(ended: CappedRun) -> str:
         return "out of time"
     if ended.returncode == 0:
         return "finished after a kill" if ended.killed else "finished"
-    if ended.killed:
-        return "killed"
     last = next((line for line in reversed(ended.tail) if "Error" in line), "")
-    return f"refused: {last.partition(': ')[2][:240]}" if "memfit.errors" in last else f"failed: {last[:240]}"
+    if "memfit.errors" in last:
+        return f"refused: {last.partition(': ')[2][:240]}"
+    return "killed" if ended.killed else f"failed: {last[:240]}"
 
 
 def difference(expected: Path, actual: Path) -> float | None:
@@ -96,7 +96,8 @@ def row(cause: Path, base: int, share: float, backend: str) -> dict[str, Any]:
         if plain.returncode != 0:
             raise RuntimeError(f"{cause.name} does not run without a cap: {plain.tail[-3:]}")
         once = run([str(cause), capped], UNCAPPED, backend, less=True).peak_bytes if number in GROWS else base
-        cap = int(once + share * max(_GONE, plain.peak_bytes - once))
+        gone = number in GROWS and plain.peak_bytes - once < _GONE
+        cap = plain.peak_bytes + _GONE if gone else int(once + share * (plain.peak_bytes - once))
         under_cap = run([str(cause), capped], cap, backend)
         ours = run(["-m", "memfit", "run", str(cause), protected], cap, backend)
         return {
@@ -104,7 +105,7 @@ def row(cause: Path, base: int, share: float, backend: str) -> dict[str, Any]:
             "cause": number,
             "name": name_of(cause),
             "cap_bytes": cap,
-            "gone": number in GROWS and plain.peak_bytes - once < _GONE,
+            "gone": gone,
             "uncapped": {"peak_bytes": plain.peak_bytes, "seconds": plain.seconds},
             "plain": {"outcome": outcome(under_cap), "peak_bytes": under_cap.peak_bytes, "seconds": under_cap.seconds},
             "memfit": {

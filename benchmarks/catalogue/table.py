@@ -16,7 +16,7 @@ BEGIN, END = "<!-- rows -->", "<!-- end of rows -->"
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
     if "failed" in row:
-        return f"| {row['cause']} | {row['name']} | {row['backend']} | does not run: {row['failed'][:80]} ||||||| "
+        return f"| {row['cause']} | {row['name']} | {row['backend']} | does not run: {row['failed'][:80]} | | | | | | |"
     plain, ours = row["plain"], row["memfit"]
     agreement = "" if ours["difference"] is None else f"{ours['difference']:.0e}"
     cells = (
