@@ -136,6 +136,7 @@ def test_what_no_plan_can_mend_is_named_with_its_bytes() -> None:
     dense, hot = np.zeros((64, 32_768), "float32"), np.eye(32_768, dtype="float32")[:64]
     board = keras.callbacks.TensorBoard("never-written", histogram_freq=1)
     wide = keras.Sequential([keras.Input((1024,)), keras.layers.Dense(1024)])
+    wide.compile("sgd", "mse")
     said = [
         *noticed.sentences(built, {"x": Holds()}, 100 * MIB),
         *noticed.sentences(built, {"x": dense, "y": hot}, 100 * MIB),
