@@ -15,6 +15,8 @@ BEGIN, END = "<!-- rows -->", "<!-- end of rows -->"
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
+    if "failed" in row:
+        return f"| {row['cause']} | {row['name']} | {row['backend']} | does not run: {row['failed'][:80]} | | | | | | |"
     plain, ours = row["plain"], row["memfit"]
     agreement = "" if ours["difference"] is None else f"{ours['difference']:.0e}"
     cells = (
@@ -23,7 +25,7 @@ def line(row: dict[str, Any]) -> str:
         row["backend"],
         units.text(row["uncapped"]["peak_bytes"]),
         units.text(row["cap_bytes"]),
-        plain["outcome"].partition(":")[0],
+        "no longer grows" if row.get("gone") else plain["outcome"].partition(":")[0],
         ours["outcome"].partition(":")[0],
         units.text(ours["peak_bytes"]),
         f"{row['uncapped']['seconds']:.0f} / {ours['seconds']:.0f}",

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
 from memfit.arranging import Decision
-from memfit.backends import keras_seam
-from memfit.backends.around import Around
+from memfit.backends import error_chain, keras_seam
+from memfit.backends.around import Around, Run, Wrapper
 from memfit.backends.protocol import Backend
 from memfit.budgeting import device
+from memfit.data import given
+from memfit.data.queues import Queue
 from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.executing.forward import ForwardStep
 from memfit.guarding import recover
 from memfit.guarding.attention import Attention
 from memfit.guarding.keeping import Keeper
+from memfit.guarding.larger import Larger
 from memfit.guarding.trimming import Trimming
 from memfit.guarding.watch import Watcher
 from memfit.levers.arranged import Arranged
+from memfit.profiling import batches as batches_of
 from memfit.reporting.log import Log
 
 
@@ -34,6 +37,13 @@ class Prepared:
     arguments: dict[str, Any]
     backend: Backend
     shrink: Callable[[Decision], Decision | None]
+    replan: Callable[[Any], Decision | None] | None = None
+    """Takes the ``(x, y, sample_weight)`` of TensorSpec of a batch, and gives the decision for it; None where batches have one
+    shape."""
+    batch_bytes: int = 0
+    """Of the batch that was planned for."""
+    queue: Queue | None = None
+    """Of the training data, where the user's own does not fit."""
     watching: tuple[Any, ...] = ()
     """Callbacks that memfit adds to the user's."""
 
@@ -41,14 +51,21 @@ class Prepared:
 def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> tuple[Any, Decision]:
     """Runs ``model.fit`` with the plan; where the framework allows it, a step that runs out of memory is tried smaller."""
     with Arranged(model, prepared.backend) as arranged:
-        run = _Run(model, prepared, arranged, log)
+        run = _Run(model, prepared, arranged, log=log, held=watcher.held)
         try:
             keeper = _keeper(prepared.arguments)
             keep = None if keeper is None else keeper.keep
-            attention = Attention(watcher, prepared.backend, smaller=run.put_half, log=log.add, keep=keep)
+            attention = Attention(
+                watcher,
+                prepared.backend,
+                smaller=run.put_half,
+                log=log.add,
+                keep=keep,
+                hold_less=lambda: given.hold_less(prepared.arguments),
+            )
             callbacks = [attention]
             if prepared.backend.step_costs().own_pages is not None:  # tensors lie on the C library's heap
-                callbacks.append(Trimming(watcher.held, functools.partial(run.most_held, watcher.held())))
+                callbacks.append(Trimming(watcher.held, run.most_held))
             if keeper is not None:
                 keeper.between_batches = attention.between_batches
             with run.recovering(), _also_called(prepared.arguments, [*prepared.watching, *callbacks]) as arguments:
@@ -59,14 +76,19 @@ def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> t
             if not prepared.backend.is_out_of_memory(error):
                 raise
             failure = f"{type(error).__name__}: {str(error)[:300]}"
+            error_chain.drop_frames(error)
             raise OutOfMemoryError(_out_of_memory_text(run.decision, failure, prepared.backend)) from error
 
 
 class _Run:
     """One run's decision, and what makes it smaller."""
 
-    def __init__(self, model: Any, prepared: Prepared, arranged: Arranged, log: Log) -> None:
+    def __init__(
+        self, model: Any, prepared: Prepared, arranged: Arranged, *, log: Log, held: Callable[[], int]
+    ) -> None:
         self.decision = prepared.decision
+        self._held = held
+        self._held_as_planned = held()
         self._model = model
         self._prepared = prepared
         self._arranged = arranged
@@ -76,18 +98,20 @@ class _Run:
 
     @contextlib.contextmanager
     def recovering(self) -> Iterator[None]:
-        """Inside, training and validation steps that run out of memory are tried again smaller, where that is possible."""
-        backend = self._prepared.backend
-        if not recover.survives(backend) or keras_seam.is_distributed(self._model):
+        """Inside, training and validation steps that run out of memory are tried again smaller, where that is possible; a
+        batch that is larger than those before is planned for before its step."""
+        backend, survives = self._prepared.backend, recover.survives(self._prepared.backend)
+        if keras_seam.is_distributed(self._model) or not (survives or self._prepared.replan):
             yield
             return
-        recovery = recover.Recovery(backend, shrink=self._shrink, log=self._log.add)
+        recovery = recover.Recovery(backend, shrink=self._shrink, log=self._log.add) if survives else None
         validation = ForwardStep(self._model, backend, most=None, collected=None)
-        self._around = recovery.around = around_train = backend.around(self._model, "train", recovery)
+        self._around = around_train = backend.around(self._model, "train", self._looking(recovery or _as_it_is))
+        if recovery is not None:
+            recovery.around = around_train
         arounds = [around_train]
-        if self._prepared.arguments.get("validation_data") is not None or self._prepared.arguments.get(
-            "validation_split"
-        ):
+        arguments = self._prepared.arguments
+        if survives and (arguments.get("validation_data") is not None or arguments.get("validation_split")):
             arounds.append(backend.around(self._model, "test", validation))
         try:
             yield
@@ -101,10 +125,63 @@ class _Run:
             for failure in validation.failures:
                 self._log.add("out of memory", f"in validation, which went on in smaller parts: {failure}")
 
-    def most_held(self, at_start: int) -> int | None:
-        """Bytes that may be held before a step so that it stays within the budget; None where nothing was predicted."""
+    def most_held(self, times: float = 1.0) -> int | None:
+        """Bytes that may be held before a step so that it stays within the budget; None where nothing was predicted.
+
+        Args:
+            times: How many times as much the step takes as was planned.
+        """
         plan = self.decision.plan
-        return None if plan.peak is None else plan.budget.limiting_bytes - (plan.peak.upper - at_start)
+        if plan.peak is None:
+            return None
+        return plan.budget.limiting_bytes - int(times * max(0, plan.peak.upper - self._held_as_planned))
+
+    def _looking(self, wrapper: Wrapper) -> Wrapper:
+        """The wrapper behind a look at each batch, where one may come that is larger than was planned for."""
+        if self._prepared.replan is None:
+            return wrapper
+
+        def described(batch: Any) -> tuple[Any, int] | None:
+            spec = batches_of.spec_of(batch)
+            return None if spec is None else (spec, batches_of.num_bytes(spec))
+
+        def fits(times: float) -> bool:
+            most = self.most_held(times)
+            return most is None or self._held() <= most
+
+        larger = Larger(self._prepared.batch_bytes, described=described, fits=fits, replan=self._replan)
+
+        def looking(run: Run, batch: Any) -> Any:
+            larger.look(batch)
+            return wrapper(run, batch)
+
+        return looking
+
+    def _replan(self, spec: Any) -> None:
+        """Plans for a batch of these shapes; where no plan is predicted to fit, it goes through in the smallest parts."""
+        found: Decision | None = None
+        refused = ""
+
+        def change() -> None:
+            nonlocal found, refused
+            self._arranged.take_off()
+            self._prepared.backend.release()
+            try:
+                found = self._prepared.replan(spec) if self._prepared.replan is not None else None
+            except DoesNotFitError as error:
+                refused = str(error)
+            self._put(found or self.decision)
+
+        assert self._around is not None
+        self._around.exchange(change)
+        self._held_as_planned = self._held()
+        shapes = ", ".join(str(leaf.shape) for leaf in keras_seam.flatten(spec[0]))
+        if found is not None:
+            self._log.add("larger batch", f"a batch of {shapes}, the largest so far: {found.plan.summary}")
+            return
+        self._log.add("larger batch", f"a batch of {shapes}, the largest so far, is not predicted to fit: {refused}")
+        while refused and self.put_half(f"a batch of {shapes} is not predicted to fit"):
+            continue
 
     def _put(self, decision: Decision) -> None:
         self._arranged.put(decision.plan.levers, decision.split, analysed=decision.profile is not None)
@@ -143,6 +220,10 @@ class _Run:
     def _shrink(self, failure: str) -> None:
         if not self.put_smaller(failure):
             raise OutOfMemoryError(_out_of_memory_text(self.decision, failure, self._prepared.backend))
+
+
+def _as_it_is(run: Run, batch: Any) -> Any:
+    return run(batch)
 
 
 @contextlib.contextmanager

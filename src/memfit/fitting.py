@@ -8,14 +8,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from memfit import backends, budgeting, deciding, isolating
-from memfit.arranging import Request
+from memfit.arranging import Decision, Request
 from memfit.backends import keras_data, keras_seam, random_state
+from memfit.backends.protocol import Backend
 from memfit.carrying_out import Prepared, carried_out
 from memfit.data import given as given_data
+from memfit.data import queues
 from memfit.errors import ArgumentError
 from memfit.executing import arguments as fit_arguments_of
-from memfit.executing import feeding
+from memfit.executing import feeding, noticed
 from memfit.guarding import interception, session
 from memfit.guarding import keeping as keeping_of
 from memfit.guarding.watch import Watcher
@@ -250,6 +254,10 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
         log.add("data", change)
     found, arguments = batches_of.described(arguments)
     found = dataclasses.replace(found, reading=found.reading + held)
+    queue = _queue(arguments["x"], found, room)
+    if queue is not None:
+        found = dataclasses.replace(found, queued=queue.batches)
+        log.add("data", f"x: {queue.reason}")
     wanted = fit_arguments_of.checked_plan(asked.plan, micro_batch_size, found.batch_size)
     if wanted is not None:
         micro_batch_size = wanted.micro_batch_size
@@ -276,7 +284,29 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
         own = arguments.get("validation_batch_size") or decision.plan.validation_batch_size
         arguments = {**arguments, "validation_batch_size": min(own, decision.plan.validation_batch_size)}
     shrink = functools.partial(deciding.smaller, model=model, batches=found, request=request, backend=backend)
-    return Prepared(decision, arguments, backend, shrink)
+    again = functools.partial(_replanned, model=model, found=found, request=request, backend=backend)
+    changes_shape = found.spec is not None and batches_of.may_change_shape(model, arguments["x"])
+    batch_bytes = batches_of.num_bytes(found.spec) if changes_shape else 0
+    return Prepared(decision, arguments, backend, shrink, again if changes_shape else None, batch_bytes, queue)
+
+
+def _queue(data: Any, found: batches_of.Batches, room: int) -> queues.Queue | None:
+    """The queue for a user's ``PyDataset`` whose own would not fit."""
+    if not isinstance(data, keras.utils.PyDataset) or hasattr(data, "batch_spec") or found.spec is None:
+        return None
+    return queues.bounded(data, batches_of.num_bytes(found.spec), room)
+
+
+def _replanned(
+    spec: Any, *, model: Any, found: batches_of.Batches, request: Request, backend: Backend
+) -> Decision | None:
+    """The decision for a batch of other shapes, in the middle of a run; None where the user has set it by hand."""
+    if request.micro_batch_size is not None or request.fixed is not None:
+        return None
+    size = keras_seam.flatten(spec)[0].shape[0]
+    with random_state.preserved():
+        larger = dataclasses.replace(found, spec=spec, batch_size=size)
+        return deciding.decide(model, larger, dataclasses.replace(request, quiet=True), backend=backend)
 
 
 def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, log: Log) -> Any:
@@ -289,13 +319,19 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
     quiet = arguments.get("verbose") == 0
     say(decision.plan.summary, quiet=quiet)
     log.add("plan", str(decision.plan))
+    for sentence in noticed.sentences(model, prepared.arguments, decision.plan.budget.host_bytes):
+        say(f"memfit: {sentence}", quiet=quiet)
+        log.add("note", sentence)
     planned = log.seconds
     if keeping is not None and keeping.completes:
         session.note_plan(keeping.folder, decision.plan)
     tell = functools.partial(log.add, "snapshot")
     recorder = Recorder(prepared.backend, budget=decision.plan.budget, tell=log.add, clock=lambda: log.seconds)
+    if prepared.queue is not None:
+        say(f"memfit: {prepared.queue.reason}", quiet=quiet)
     with (
         given_data.ended(arguments),
+        queues.applied(arguments["x"], prepared.queue),
         monitor.joined(arguments, recorder, log),
         Watcher(prepared.backend, notify=recorder.add) as watcher,
         keeping_of.kept(

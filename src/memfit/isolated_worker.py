@@ -22,6 +22,7 @@ def main(folder: Path, parent: int, result: int) -> int:
     from memfit.probing import entry
 
     entry.end_with(parent)
+    entry.be_first_victim()  # a notebook may hold more than its worker
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
     os.set_inheritable(result, False)
     model = None

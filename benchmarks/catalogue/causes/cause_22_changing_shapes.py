@@ -14,7 +14,7 @@ class Sentences(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         rng = np.random.default_rng(index)
-        return rng.normal(size=(32, 100 * (index + 1), 8)).astype("float32"), np.ones((32, 1), "float32")
+        return rng.normal(size=(32, 300 * (index + 1), 8)).astype("float32"), np.ones((32, 1), "float32")
 
 
 inputs = keras.Input((None, 8))

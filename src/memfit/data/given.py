@@ -50,6 +50,19 @@ def ended(arguments: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in _NAMES:
-            if isinstance(arguments.get(name), Pipeline):
-                arguments[name].on_epoch_end()
+        for pipeline in _own(arguments):
+            pipeline.on_epoch_end()
+            pipeline.hold_as_asked()
+
+
+def hold_less(arguments: dict[str, Any]) -> int:
+    """Has memfit's own data sets make one batch ahead alone for the rest of the run.
+
+    Returns:
+        The bytes that they hold less at the most.
+    """
+    return sum(pipeline.hold_less() for pipeline in _own(arguments))
+
+
+def _own(arguments: dict[str, Any]) -> list[Pipeline]:
+    return [arguments[name] for name in _NAMES if isinstance(arguments.get(name), Pipeline)]

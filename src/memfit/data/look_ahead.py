@@ -73,6 +73,13 @@ class LookAhead(Generic[Key, Batch]):
             self._start_ahead(list(following)[: self._depth])
         return pending.result()
 
+    def limit(self, depth: int) -> None:
+        """Starts no more batches ahead than this from here on; those that are too many are dropped."""
+        with self._lock:
+            self._depth = depth
+            while len(self._pending) > depth:
+                self._pending.popitem()[1].cancel()
+
     def close(self) -> None:
         """Drops what was started and not asked for, and lets the threads end."""
         with self._lock:

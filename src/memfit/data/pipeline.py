@@ -127,6 +127,21 @@ class Pipeline(keras.utils.PyDataset):
         held = self.source.held_bytes + (0 if self._subset is None else self._subset.nbytes)
         return (self._depth + 2) * self._batch_bytes + self.reading_bytes + held
 
+    def hold_less(self) -> int:
+        """Makes one batch ahead and no more, until ``hold_as_asked``.
+
+        Returns:
+            The bytes that it holds less at the most; 0 where it was so already.
+        """
+        depth, self._depth = self._depth, min(1, self._depth)
+        self._ahead.limit(self._depth)
+        return (depth - self._depth) * self._batch_bytes
+
+    def hold_as_asked(self) -> None:
+        """Makes as many batches ahead as its options say."""
+        self._depth = self.options.depth(self._batch_bytes) if self.options.workers else 0
+        self._ahead.limit(self._depth)
+
     # What Keras calls.
 
     def __len__(self) -> int:

@@ -4,8 +4,9 @@ It looks between two batches, twice a second at most. The question is whether th
 to the kernel's limit (control group, machine, resource limits), against what steps were seen to take on top of what is held
 between them. A run that uses its budget to the last MiB, as it was planned to, is left alone.
 
-- Soft mark: room for less than two such steps, or programs waiting for memory. Garbage is collected, caches and freed
-  pages go back to the system, at most every ten seconds, and ever more seldom where it does not help.
+- Soft mark: room for less than two such steps, or programs waiting for memory. Queues of batches shrink, garbage is
+  collected, caches and freed pages go back to the system, at most every ten seconds, and ever more seldom where it does not
+  help.
 - Hard mark: room for less than one. After a release that does not help, a run that is kept takes a snapshot, and the plan is
   made smaller; where there is no smaller one and next to nothing is left, training ends with an error while the weights
   are whole.
@@ -49,6 +50,7 @@ class Attention(keras.callbacks.Callback):
         log: Called with the kind and the sentence of an event.
         keep: Takes a snapshot, at the hard mark; gives whether there is one. The run's keeper then calls ``between_batches``,
             at a moment at which a snapshot may be taken. None where the run is not kept: it looks as a batch begins.
+        hold_less: Called at the soft mark: has queues of batches shrink for the rest of the run, and gives by how many bytes.
     """
 
     async_safe = True
@@ -62,6 +64,7 @@ class Attention(keras.callbacks.Callback):
         smaller: Callable[[str], bool],
         log: Callable[[str, str], None],
         keep: Callable[[], bool] | None = None,
+        hold_less: Callable[[], int] = lambda: 0,
     ) -> None:
         super().__init__()
         self._watcher = watcher
@@ -69,6 +72,7 @@ class Attention(keras.callbacks.Callback):
         self._smaller = smaller
         self._log = log
         self._keep = keep
+        self._hold_less = hold_less
         self._levels = Levels()
         self._num_batches = 0
         self._batches_per_epoch: int | None = None
@@ -137,6 +141,11 @@ class Attention(keras.callbacks.Callback):
 
     def _released(self, held: int) -> int:
         """Gives back what can be given back; returns the bytes."""
+        fewer = self._hold_less()
+        if fewer:
+            self._log(
+                "pressure", f"host memory ran short: one batch is made ahead from here on, {units.text(fewer)} less"
+            )
         self._backend.release()
         self._level = self._watcher.held()
         freed = held - self._level

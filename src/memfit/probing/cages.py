@@ -6,6 +6,7 @@ process, no folder. ``capped.run_capped`` takes the first of ``CAGES`` that can 
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import secrets
@@ -87,8 +88,10 @@ class GroupCage:
         return cls(path, 1, "cgroup v1 memory limit")
 
     @classmethod
-    def version_2(cls, cap_bytes: int, *, root: Path = Path("/")) -> GroupCage | None:
+    def version_2(cls, cap_bytes: int, *, root: Path = Path("/"), together: bool = True) -> GroupCage | None:
         """A version 2 group, or None where none can be made.
+
+        With ``together`` the kernel kills all processes of the group at once, else the largest, and the others live on.
 
         A group that holds processes cannot hand the memory controller to groups below it (the root excepted), so the
         new group mostly stands beside this process's own. Other groups are left as they are: nothing is enabled.
@@ -107,7 +110,7 @@ class GroupCage:
                 continue
             _try_to_write(path / "memory.swap.max", "0")
             # One process of a tree that is killed leaves the others waiting for it: all or none.
-            _try_to_write(path / "memory.oom.group", "1")
+            _try_to_write(path / "memory.oom.group", str(int(together)))
             return cls(path, 2, "cgroup v2 memory.max")
         return None
 
@@ -170,16 +173,17 @@ class WatchedCage:
     folder = ""
     interval = 0.01
 
-    def __init__(self, cap_bytes: int) -> None:
+    def __init__(self, cap_bytes: int, *, together: bool = True) -> None:
         self.peak_bytes = 0
         self._cap_bytes = cap_bytes
+        self._together = together
         self._tree: Tree | None = None
         self._killed = False
 
     @classmethod
-    def anywhere(cls, cap_bytes: int) -> WatchedCage | None:
-        """A watcher for a child yet to be started."""
-        return cls(cap_bytes)
+    def anywhere(cls, cap_bytes: int, *, together: bool = True) -> WatchedCage | None:
+        """A watcher for a child yet to be started; without ``together`` it kills the largest process and goes on."""
+        return cls(cap_bytes, together=together)
 
     def hold(self, pid: int) -> None:
         """Takes the child."""
@@ -189,8 +193,14 @@ class WatchedCage:
         """Adds up, and kills at the cap."""
         if self._tree is None:
             return
-        self.peak_bytes = max(self.peak_bytes, self._tree.anonymous_bytes(at_least=self.peak_bytes))
-        if self.peak_bytes > self._cap_bytes and not self._killed:
+        held = self._tree.anonymous_bytes(at_least=min(self.peak_bytes, self._cap_bytes))
+        self.peak_bytes = max(self.peak_bytes, held)
+        if held <= self._cap_bytes:
+            return
+        if not self._together:
+            self._killed = True
+            self._tree.kill_largest()
+        elif not self._killed:
             self._killed = True
             self._tree.kill()
 
@@ -210,7 +220,15 @@ class WatchedCage:
 
 
 CAGES: tuple[Callable[[int], Cage | None], ...] = (GroupCage.version_1, GroupCage.version_2, WatchedCage.anywhere)
-"""Every way, the exact ones first."""
+"""Every way, the exact ones first. What goes over the cap ends as a whole."""
+
+ONE_BY_ONE: tuple[Callable[[int], Cage | None], ...] = (
+    GroupCage.version_1,
+    functools.partial(GroupCage.version_2, together=False),
+    functools.partial(WatchedCage.anywhere, together=False),
+)
+"""The same for a child that outlives its own children: the largest process is killed and the others live on, as in a
+container."""
 
 
 def _group(version: int, root: Path) -> cgroup.Group | None:

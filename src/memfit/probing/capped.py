@@ -39,7 +39,8 @@ class CappedRun:
         returncode: What it ended with, in the shell's way: 0 to 255, and 128 + N for a child that signal N ended (137
             killed, 139 segmentation fault, 134 aborted).
         killed: Whether it, or a child of its own, was killed for memory: it does not fit. False for a child that was
-            killed for its time or by somebody else, and for one that caught an allocation failure.
+            killed for its time or by somebody else, and for one that caught an allocation failure. Of a command that
+            outlives its children ``returncode`` says how it ended.
         timed_out: Whether it was ended because its time was up.
         cap_bytes: The cap.
         peak_bytes: The most that it and its children held, reclaimable pages of files not counted, as far as the
@@ -94,7 +95,7 @@ def run_capped(
         timeout: Seconds after which it is ended; None waits for as long as it takes. Lines that were on their way then
             reach the tail only.
         on_output: Called in this thread with each line; what it raises ends the child and is raised here.
-        cages: The mechanisms to try, in this order.
+        cages: The mechanisms to try, in this order; ``cages.ONE_BY_ONE`` for a command that is to outlive its children.
 
     Raises:
         ArgumentError: The cap is not positive, or ``argv`` is empty.

@@ -30,7 +30,7 @@ def main(status_fd: int, parent: int, folder: str, program: str, arguments: list
             with open(os.path.join(folder, "cgroup.procs"), "w") as file:
                 file.write(str(os.getpid()))
         step = "exec"
-        _be_first_victim()
+        be_first_victim()
         # Python ignores these two for itself, and what is ignored stays so in the command.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -40,8 +40,8 @@ def main(status_fd: int, parent: int, folder: str, program: str, arguments: list
         os._exit(126)
 
 
-def _be_first_victim() -> None:
-    """If the machine runs out of memory, the kernel is to kill the trial and not the program that tries."""
+def be_first_victim() -> None:
+    """If memory runs out, the kernel is to kill this process and not the one that started it and goes on without it."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")

@@ -64,6 +64,16 @@ class Tree:
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
 
+    def kill_largest(self) -> None:
+        """Kills the process that holds the most, as the kernel would."""
+        with self._lock:
+            self._search()
+            pid = max(self._gauges, key=lambda one: _read(self._gauges[one]))
+            try:
+                self._seen[pid].kill()
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                return
+
     def close(self) -> None:
         """Closes the open files."""
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import types
 from collections.abc import Callable
 from typing import Any
@@ -56,12 +57,44 @@ def described(arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:
     if hasattr(x, "element_spec"):
         return dataclasses.replace(_tf_dataset(x, arguments), queued=_PREFETCHED), arguments
     if isinstance(x, keras.utils.PyDataset):
-        queued = x.max_queue_size + x.workers if x.workers > 0 else 1
+        # With one thread Keras has no queue, but that of TensorFlow; memfit's own data sets have one of their own.
+        has_queue = x.workers > 1 or (x.workers > 0 and x.use_multiprocessing) or hasattr(x, "batch_spec")
+        queued = x.max_queue_size + x.workers if has_queue else _PREFETCHED
         reading = int(getattr(x, "reading_bytes", 0))
         return dataclasses.replace(_py_dataset(x, arguments), queued=queued, reading=reading), arguments
     if isinstance(x, types.GeneratorType):
         return _generator(x, arguments)
     return dataclasses.replace(_iterable(x, arguments), queued=_queued(x)), arguments
+
+
+def num_bytes(spec: Any) -> int:
+    """Bytes of a batch.
+
+    Args:
+        spec: A structure of TensorSpec.
+    """
+    return sum(math.prod(leaf.shape) * _item_bytes(leaf.dtype) for leaf in keras_seam.flatten(spec) if leaf is not None)
+
+
+def spec_of(batch: Any) -> Any | None:
+    """``(x, y, sample_weight)`` of TensorSpec of a batch to be trained on; None where its shapes are not plain."""
+    parts = keras.utils.unpack_x_y_sample_weight(batch)
+    try:
+        return tuple(keras_seam.map_leaves(lambda leaf: _spec_of(leaf, int(leaf.shape[0])), part) for part in parts)
+    except (AttributeError, TypeError, ValueError, IndexError):
+        return None
+
+
+def may_change_shape(model: Any, data: Any) -> bool:
+    """Whether a batch may come that is of another shape than the first: arrays and memfit's own data sets have one."""
+    if keras_data.are_arrays(data) or isinstance(data, ArrayFeed) or hasattr(data, "batch_spec"):
+        return False
+    inputs = getattr(model, "inputs", None)
+    return not inputs or any(None in tuple(tensor.shape)[1:] for tensor in inputs)
+
+
+def _item_bytes(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
 def _queued(iterable: Any) -> int:

@@ -11,7 +11,7 @@ from memfit.probing import entry
 
 
 def prepare(folder: str, parent: int, options: dict[str, Any]) -> None:
-    """Ends with the supervisor, joins the session, and protects Keras once the script imports it.
+    """Ends with the supervisor, is killed before it, joins the session, and protects Keras once the script imports it.
 
     Args:
         folder: Of the session.
@@ -19,5 +19,6 @@ def prepare(folder: str, parent: int, options: dict[str, Any]) -> None:
         options: Of ``memfit.protect``.
     """
     entry.end_with(parent)
+    entry.be_first_victim()
     session.begin(Path(folder))
     interception.when_imported("keras", lambda: protecting.begin(**options))

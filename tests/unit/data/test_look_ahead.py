@@ -138,3 +138,16 @@ def test_nothing_is_guessed_from_a_jump_and_resuming_in_the_middle_catches_up() 
     assert forecast.following(7, num_batches=20, depth=2) == []
     assert forecast.following(8, num_batches=20, depth=2) == [9, 10]
     assert forecast.following(3, num_batches=20, depth=2) == []
+
+
+def test_a_limit_drops_what_was_made_too_far_ahead_and_holds_until_the_next() -> None:
+    kitchen = Kitchen()
+    ahead: LookAhead[int, int] = LookAhead(kitchen.start, workers=1, depth=4)
+    ahead.take(0, range(1, 10))
+    ahead.limit(1)
+    assert list(ahead._pending) == [1]
+    assert ahead.take(1, range(2, 10)) == 1
+    assert list(ahead._pending) == [2]
+    ahead.limit(3)
+    ahead.take(2, range(3, 10))
+    assert list(ahead._pending) == [3, 4, 5]

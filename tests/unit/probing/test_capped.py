@@ -19,7 +19,7 @@ import pytest
 from memfit import units
 from memfit.budgeting import cgroup
 from memfit.errors import ArgumentError, ProbeError
-from memfit.probing.cages import GroupCage, WatchedCage
+from memfit.probing.cages import ONE_BY_ONE, GroupCage, WatchedCage
 from memfit.probing.capped import CappedRun, run_capped
 
 MIB = 1024**2
@@ -400,3 +400,18 @@ def test_several_at_once_do_not_disturb_one_another(make: Make) -> None:
     for thread in threads:
         thread.join()
     assert [runs[size].killed for size in sizes] == [False, False, True]
+
+
+@pytest.mark.parametrize("make", ONE_BY_ONE, ids=["version_1", "version_2", "watched"])
+def test_a_command_that_outlives_its_children_does_so(make: Make) -> None:
+    if (cage := make(CAP)) is None:
+        pytest.skip("this machine has no such mechanism")
+    cage.remove()
+    child = f"block = bytearray({2 * CAP}); import time; time.sleep(30)"
+    outlives = (
+        "import subprocess, sys\n"
+        f"print(subprocess.run([sys.executable, '-I', '-S', '-c', {child!r}]).returncode, flush=True)\n"
+        "sys.exit(5)"
+    )
+    run = run_capped([sys.executable, "-I", "-S", "-c", outlives], CAP, cages=[make])
+    assert (run.returncode, run.killed, run.tail) == (5, True, ("-9",))

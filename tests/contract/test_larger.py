@@ -1,0 +1,171 @@
+"""Batches of changing shapes, and queues of whole batches: planned for as they come, on every backend."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import memfit
+from memfit import budgeting
+from memfit.data import queues
+from memfit.errors import OutOfMemoryError
+from memfit.executing import noticed
+from memfit.units import MIB
+
+LENGTHS = (32, 8192, 48)
+
+
+class Sentences(keras.utils.PyDataset):
+    """One batch of each length."""
+
+    def __len__(self) -> int:
+        return len(LENGTHS)
+
+    def __getitem__(self, index: int) -> Any:
+        rng = np.random.default_rng(index)
+        return rng.normal(size=(16, LENGTHS[index], 4)).astype("float32"), np.ones((16, 1), "float32")
+
+
+def model() -> Any:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, 4))
+    hidden = inputs
+    for _ in range(3):
+        hidden = keras.layers.Conv1D(64, 3, padding="same", activation="relu")(hidden)
+    built = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(hidden)))
+    built.compile("adam", "mse")
+    return built
+
+
+def test_a_batch_that_is_much_longer_than_the_first_is_planned_for_before_its_step() -> None:
+    plain = model()
+    expected = plain.fit(Sentences(), epochs=1, shuffle=False, verbose=0)
+    ours = model()
+    budget = budgeting.reading().host_bytes + 160 * MIB
+    history = memfit.fit(ours, Sentences(), epochs=1, shuffle=False, verbose=0, budget=budget)
+    assert history.memfit.plan.micro_batch_size is not None, "the plan that the longest batch left"
+    said = [event.message for event in history.memfit.events if event.kind == "larger batch"]
+    assert said[-1].startswith("a batch of (16, 8192, 4), the largest so far: memfit: each batch of 16 goes through"), (
+        said
+    )
+    np.testing.assert_allclose(history.history["loss"], expected.history["loss"], rtol=1e-4)
+    for one, other in zip(plain.get_weights(), ours.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_batches_of_changing_shapes_that_fit_are_left_alone() -> None:
+    history = memfit.fit(model(), Sentences(), epochs=1, shuffle=False, verbose=0)
+    assert history.memfit.plan.micro_batch_size is None
+    said = [event.message for event in history.memfit.events if event.kind == "larger batch"]
+    assert all(message.endswith("trains as model.fit does") for message in said), said
+
+
+class Images(keras.utils.PyDataset):
+    """Batches of 4 MiB."""
+
+    seen: Any = None
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Any:
+        if self.seen is not None:
+            self.seen.append((self.workers, self.max_queue_size))
+        return np.full((1, 1024, 1024), index, "float32"), np.ones((1, 1), "float32")
+
+
+def flat() -> Any:
+    pooled = keras.layers.GlobalAveragePooling1D()
+    built = keras.Sequential([keras.Input((1024, 1024)), pooled, keras.layers.Dense(1)])
+    built.compile("sgd", "mse")
+    return built
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_queue_that_does_not_fit_is_smaller_for_the_run_and_then_the_users_again(raises: bool) -> None:
+    images = Images(workers=4, max_queue_size=100)
+
+    class Looks(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 0:
+                images.seen = []
+            if raises and batch == 2:
+                raise KeyboardInterrupt
+
+    budget = budgeting.reading().host_bytes + 200 * MIB
+    arguments: dict[str, Any] = {"verbose": 0, "budget": budget, "callbacks": [Looks()]}
+    if raises:
+        with pytest.raises(KeyboardInterrupt):
+            memfit.fit(flat(), images, **arguments)
+    else:
+        history = memfit.fit(flat(), images, epochs=2, **arguments)
+        (said,) = [event.message for event in history.memfit.events if "max_queue_size" in event.message]
+        assert "workers=4 and max_queue_size=100 hold 104 batches, 416 MiB" in said
+        assert all(workers + waiting <= 13 for workers, waiting in images.seen)
+    assert (images.workers, images.max_queue_size) == (4, 100)
+
+
+def test_queues_that_fit_or_are_none_stay() -> None:
+    assert queues.bounded(Images(workers=4, max_queue_size=10), 4 * MIB, 400 * MIB) is None
+    assert queues.bounded(Images(workers=1, max_queue_size=10), 4 * MIB, 4 * MIB) is None
+    smallest = queues.bounded(Images(workers=4, max_queue_size=10), 4 * MIB, 4 * MIB)
+    assert smallest is not None
+    assert (smallest.workers, smallest.waiting) == (1, 1)
+    endless = queues.bounded(Images(workers=2, max_queue_size=0), 4 * MIB, 16 * MIB)
+    assert endless is not None
+    assert "hold 8 batches" in endless.reason
+
+
+def test_what_no_plan_can_mend_is_named_with_its_bytes() -> None:
+    class Holds(keras.utils.PyDataset):
+        def __init__(self) -> None:
+            super().__init__()
+            self.everything = np.zeros((2 * MIB,), "float32")
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Any:
+            return np.ones((4, 1024, 1024), "float32"), np.ones((4, 1), "float32")
+
+    built = flat()
+    dense, hot = np.zeros((64, 32_768), "float32"), np.eye(32_768, dtype="float32")[:64]
+    board = keras.callbacks.TensorBoard("never-written", histogram_freq=1)
+    wide = keras.Sequential([keras.Input((1024,)), keras.layers.Dense(1024)])
+    wide.compile("sgd", "mse")
+    said = [
+        *noticed.sentences(built, {"x": Holds()}, 100 * MIB),
+        *noticed.sentences(built, {"x": dense, "y": hot}, 100 * MIB),
+        *noticed.sentences(built, {"x": dense + 1}, 100 * MIB),
+        *noticed.sentences(wide, {"x": None, "callbacks": [board]}, 100 * MIB),
+    ]
+    starts = [
+        "Holds holds 8 MiB",
+        "y holds 8 MiB of one-hot",
+        "x holds 8 MiB, 100%",
+        "x holds 8 MiB of data",
+        "TensorBoard(",
+    ]
+    assert len(said) == len(starts), said
+    assert all(sentence.startswith(start) for sentence, start in zip(said, starts, strict=True)), said
+    everything = {"x": Holds(), "callbacks": [board]}
+    assert noticed.sentences(wide, everything, 4096 * MIB) == ()
+
+
+def test_a_run_that_failed_for_want_of_memory_does_not_live_on_in_its_error() -> None:
+    left: list[Any] = []
+
+    class Fails(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            attempt = np.zeros(1000)
+            left.append(weakref.ref(attempt))
+            raise MemoryError("the user's own")
+
+    with pytest.raises(OutOfMemoryError) as kept:
+        memfit.fit(flat(), np.ones((4, 1024, 1024), "float32"), np.ones((4, 1)), verbose=0, callbacks=[Fails()])
+    assert kept.value.__cause__ is not None
+    assert left[0]() is None
