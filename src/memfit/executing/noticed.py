@@ -81,7 +81,7 @@ def _inputs(x: Any, least: int) -> Iterator[str]:
 def _histograms(model: Any, callbacks: Any, least: int) -> Iterator[str]:
     given = getattr(callbacks, "callbacks", callbacks)
     boards = [one for one in given or () if isinstance(one, keras.callbacks.TensorBoard)] if _is_list(given) else []
-    if not any(board.histogram_freq for board in boards) or not keras_seam.is_built(model):
+    if not any(board.histogram_freq for board in boards):
         return
     weights = [int(np.prod(weight.shape)) * 8 for weight in model.weights]  # sorted into bins as numbers of 8 bytes
     if weights and sum(weights) >= least:
