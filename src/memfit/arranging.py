@@ -226,15 +226,22 @@ class Arrangements:
         return self.separability().split is not None or "inexact_micro_batch" in self._request.allow
 
     def _separability(self) -> micro_batch.Separability:
+        sample = self._sample(micro_batch.FEWEST)
+        if sample is None:
+            return micro_batch.Separability(
+                None, None, "there is no room to test whether the model treats samples apart"
+            )
         with shown("testing on a tiny batch whether the model treats samples apart", quiet=self._request.quiet):
-            return micro_batch.separability(self._model, self._sample(), self._backend)
+            return micro_batch.separability(self._model, sample, self._backend)
 
-    def _sample(self) -> Any:
-        """A tiny batch to test the model on: as many samples as the room allows."""
+    def _sample(self, fewest: int) -> Any | None:
+        """A tiny batch to test the model on: as many samples as the room allows, or None where it allows fewer than so many."""
         batch_size, idle = self._batches.batch_size or 1, self.prediction.idle()
-        whole, room = self.prediction.peak(None).upper - idle, self._request.budget.limiting_bytes - idle
-        fitting = int(_TEST_SHARE * room * batch_size / max(1, whole))
-        return self._batches.sample(min(micro_batch.SAMPLES, max(micro_batch.FEWEST, fitting)))
+        one = max(1.0, (self.prediction.peak(None).bytes - idle) / batch_size)
+        room = self._request.budget.limiting_bytes - idle
+        if fewest * one > room:
+            return None
+        return self._batches.sample(min(micro_batch.SAMPLES, max(fewest, int(_TEST_SHARE * room / one))))
 
     def _split(self, size: int) -> Split:
         return dataclasses.replace(self.separability().split or Split(1), micro_batch_size=size)
@@ -286,9 +293,14 @@ class Arrangements:
         if not computing:
             finding = self.separability()
             return Verification(True, finding.difference, finding.reason)
-        sample, split = self._sample(), None
         # Where parts differ from the whole by what the user allowed, the other levers are compared alone.
-        if found.size < (self._batches.batch_size or 1) and self.separability().split is not None:
+        splits = found.size < (self._batches.batch_size or 1) and self.separability().split is not None
+        sample, split = self._sample(micro_batch.FEWEST if splits else 1), None
+        if sample is None:
+            return Verification(
+                True, None, "not compared with the plain step: there is no room for one of a tiny batch"
+            )
+        if splits:
             split = self._split(min(micro_batch.PART, keras_seam.flatten(sample)[0].shape[0] - 1))
         with shown("comparing the plan with the plain step on a tiny batch", quiet=self._request.quiet):
             return verified(self._model, sample, computing, split, backend=self._backend)

@@ -9,6 +9,7 @@ of the others: the gradient of the others' loss must not change when that sample
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 from typing import Any
 
@@ -75,8 +76,9 @@ def separability(model: Any, batch: Any, backend: Backend) -> Separability:
         whole = gradients(model, batch, None, backend)
         with keras_seam.preserved_state(model):
             keras_seam.advance_seeds(model)
-            again = gradients(model, batch, None, backend)
-        if difference(whole, again) > tolerance(model):
+            # Named by nothing, so that it is gone before parts are computed.
+            repeats = difference(whole, gradients(model, batch, None, backend)) <= tolerance(model)
+        if not repeats:
             return _random_separability(model, batch, part, backend)
         return _exact_separability(model, batch, part, (whole, backend))
 
@@ -121,7 +123,10 @@ def gradients(model: Any, batch: Any, split: Split | None, backend: Backend) -> 
 
 
 def stepped(model: Any, batch: Any, split: Split | None, backend: Backend) -> tuple[list[Any], list[np.ndarray]]:
-    """Loss and gradients of a batch, and the state that they leave; the model's is then put back as it was."""
+    """Loss and gradients of a batch, and the state that they leave; the model's is then put back as it was.
+
+    What the step took goes back to the system: plans are made for the room that is left.
+    """
     restore_heap = host_allocator.map_large_blocks()
     try:
         with keras_seam.preserved_state(model):
@@ -129,6 +134,8 @@ def stepped(model: Any, batch: Any, split: Split | None, backend: Backend) -> tu
             state = [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in model.non_trainable_variables]
     finally:
         restore_heap()
+        gc.collect()
+        host_allocator.trim()
     return [np.asarray(loss), *found], state
 
 

@@ -6,7 +6,6 @@ times slower, and parts unrolled in one program lose the saving to XLA's schedul
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -109,8 +108,8 @@ def _wait(results: Any) -> None:
 def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[Any]]:
     """Loss and gradients of one batch in training mode; the caller keeps and restores the model's state.
 
-    What was compiled for it is given back: op by op, JAX would keep hundreds of MiB of small programs. What was compiled
-    before is too, as this is where little room is left: the programs of whole and parts are never there together.
+    It is compiled: op by op, JAX would keep hundreds of MiB of small programs. What was compiled before is given back, as this
+    is where little room is left: the programs of whole and parts are never there together.
     """
     state = _values(model)
     trainable, others, optimizer, metrics = state
@@ -137,8 +136,6 @@ def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[
     results = float(total), [np.asarray(gradient) / scale for gradient in grads]
     for variable, value in zip(model.non_trainable_variables, others, strict=True):
         variable.assign(value)
-    gc.collect()
-    host_allocator.trim()
     return results
 
 

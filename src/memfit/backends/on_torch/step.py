@@ -65,7 +65,7 @@ def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[
         else:
             total = MicroBatchedStep(model, split).backward(batch)[0]
         grads = [variable.value.grad for variable in model.trainable_weights]
-        return float(total.detach()), [None if g is None else g.detach().cpu().numpy().copy() for g in grads]
+        return float(total.detach()), [None if g is None else g.detach().cpu().numpy() for g in grads]
     finally:
         model.zero_grad()
         model.train(was_training)
