@@ -16,7 +16,7 @@ from memfit import arranging, backends
 from memfit.backends import keras_seam
 from memfit.backends.half_precision import HalfPrecision
 from memfit.errors import ArgumentError, DoesNotFitError
-from memfit.levers import allowed
+from memfit.levers import allowed, micro_batch
 from memfit.predicting import Predictions
 from memfit.records import NO_LEVERS, Estimate, Levers, Split, TensorSpec
 
@@ -124,3 +124,26 @@ def test_under_a_small_room_a_whole_batch_is_not_refused_for_what_a_split_one_wo
     assert plan.micro_batch_size is None
     with pytest.raises(DoesNotFitError, match="Training does not fit"):
         memfit.plan(model(), X, Y, **RUN | {"batch_size": 4, "budget": 680 * MIB})
+
+
+def test_where_no_tiny_batch_fits_the_model_is_not_tested_and_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peak(self: Predictions, split: Split | None, levers: Levers = NO_LEVERS) -> Estimate:
+        return Estimate((1300 if levers.remat is None else 850) * MIB, 0, "scripted")
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("the model was tested")
+
+    monkeypatch.setattr(Predictions, "peak", peak)
+    monkeypatch.setattr(Predictions, "crude", lambda self: Estimate(5000 * MIB, 0, "scripted"))
+    monkeypatch.setattr(Predictions, "idle", lambda self: 600 * MIB)
+    monkeypatch.setattr(arranging, "_OPTIMISM", 0.0)
+    monkeypatch.setattr(micro_batch, "separability", never)
+    # A sample takes 175 MiB of 300: one can be compared, two cannot.
+    plan = memfit.plan(model(), X, Y, **RUN | {"batch_size": 4, "budget": 900 * MIB})
+    assert plan.levers.remat is not None
+    assert plan.micro_batch_size is None
+    assert any("no room to test whether the model treats samples apart" in reason for reason in plan.reasons)
+    assert any("agree with the plain step's" in reason for reason in plan.reasons)
+    monkeypatch.setattr(Predictions, "idle", lambda self: 715 * MIB)
+    plan = memfit.plan(model(), X, Y, **RUN | {"batch_size": 4, "budget": 850 * MIB})
+    assert any("not compared with the plain step" in reason for reason in plan.reasons)

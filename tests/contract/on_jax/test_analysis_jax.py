@@ -13,8 +13,11 @@ if keras.backend.backend() != "jax":
 
 import jax
 
+import memfit
+from memfit import budgeting
 from memfit.backends import keras_seam
 from memfit.backends.on_jax import analysis, scratch, step
+from memfit.errors import DoesNotFitError
 from memfit.records import Split, TensorSpec
 from memfit.units import MIB
 
@@ -170,6 +173,35 @@ def test_a_step_is_not_kept_past_compile() -> None:
     prepared = step.prepared(model, None)
     assert step._take_prepared(model, None) is prepared
     assert step._take_prepared(model, None) is None
+
+
+def test_what_was_forgotten_while_the_model_was_tested_is_compiled_before_the_run(compilations: list[str]) -> None:
+    model = built(cnn(), images(8))
+    analysis.step_bytes(model, images(8), None)
+    step.gradients(model, (np.ones((2, 24, 24, 3), "float32"), np.ones((2,), "int64"), None), None)
+    assert not step.is_prepared(model, None)
+    analysis.prepare(model, images(8), None)
+    assert step.is_prepared(model, None)
+    assert not step.is_prepared(model, Split(4))
+    del compilations[:]
+    analysis.prepare(model, images(8), None)
+    assert not compilations
+
+
+def test_what_compiling_takes_grows_with_the_program_and_is_refused() -> None:
+    short, spec = built(cnn(), images(8)), images(8)
+    long = keras.Sequential([keras.Input((24, 24, 3)), *[keras.layers.Dense(3, "tanh") for _ in range(20)]])
+    long.add(keras.layers.Flatten())
+    long.add(keras.layers.Dense(4, "softmax"))
+    long.compile("adam", "sparse_categorical_crossentropy")
+    assert (
+        60 * MIB < analysis.compiling_bytes(short, spec) < analysis.compiling_bytes(built(long, spec), spec) < 600 * MIB
+    )
+    assert analysis.compiling_bytes(built(cnn(jit_compile=False), spec), spec) == 0
+    x, y = np.ones((8, 24, 24, 3), "float32"), np.ones((8,), "int64")
+    room = budgeting.reading().host_bytes + 60 * MIB
+    with pytest.raises(DoesNotFitError, match="compiling its step takes about"):
+        memfit.plan(long, x, y, batch_size=8, budget=room)
 
 
 # What XLA's text says of a program that convolves 64 images of 150 x 150 x 3 with 32 filters.
