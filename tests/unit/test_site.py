@@ -16,7 +16,7 @@ DOCS = ROOT / "docs"
 PAGES = [
     path
     for path in (ROOT / "README.md", *sorted(DOCS.glob("**/*.md")))
-    if path.name not in ("status.md", "catalogue.md")
+    if path.name != "status.md"
 ]
 REFERENCE = "\n".join(path.read_text() for path in DOCS.glob("reference/*.md"))
 
