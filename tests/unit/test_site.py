@@ -13,11 +13,7 @@ from memfit.budgeting.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [
-    path
-    for path in (ROOT / "README.md", *sorted(DOCS.glob("**/*.md")))
-    if path.name != "status.md"
-]
+PAGES = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("**/*.md"))) if path.name != "status.md"]
 REFERENCE = "\n".join(path.read_text() for path in DOCS.glob("reference/*.md"))
 
 LANGUAGES = ("python", "bash", "ipython", "text")
