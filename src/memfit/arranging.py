@@ -185,8 +185,9 @@ class Arrangements:
         if compiling > room:
             raise DoesNotFitError(
                 f"Training does not fit: compiling its step takes about {text(compiling)}, the budget of {text(ceiling)} "
-                f"leaves {text(max(0, room))}. The smallest budget that would do is {text(idle + compiling)}. "
-                "Take a larger one, or a model of fewer layers: the batch size does not matter here."
+                f"leaves {text(max(0, room))}, and the step itself may take more. The smallest budget that would do is above "
+                f"{text(idle + compiling)}. {self._consumers(self.prediction.profile(self.prediction.crude()))} The batch size "
+                "does not matter to the compiler: take a larger budget, or a model of fewer layers."
             )
 
     def _refuse_untested(self, ceiling: int, whole: Estimate, profile: Profile) -> None:
@@ -323,6 +324,9 @@ class Arrangements:
         blocked = remat.blocked_reason(self._model)
         if blocked is not None:
             sentences.append(f"Nothing can be recomputed: {blocked}.")
-        consumers = planner.consumers_text(profile.consumers)
-        sentences.append(f"The largest consumers: {consumers}. Take a smaller batch_size or a smaller model.")
+        sentences.append(f"{self._consumers(profile)} Take a smaller batch_size or a smaller model.")
         return " ".join(sentences)
+
+    @staticmethod
+    def _consumers(profile: Profile) -> str:
+        return f"The largest consumers: {planner.consumers_text(profile.consumers)}."
