@@ -182,7 +182,7 @@ class Arrangements:
         if self._backend.device_memory() is not None or room > _ROOM_TO_COMPILE:
             return
         compiling = self.prediction.compiling()
-        if compiling > room:
+        if compiling and compiling > room:
             raise DoesNotFitError(
                 f"Training does not fit: compiling its step takes about {text(compiling)}, the budget of {text(ceiling)} "
                 f"leaves {text(max(0, room))}, and the step itself may take more. The smallest budget that would do is above "
