@@ -37,6 +37,10 @@ _UNKNOWN_PART = 0.02
 _TEST_SHARE = 0.25
 """Of the room that is left, what a step of a tiny batch may take: a test holds two steps' results and what runs them."""
 
+_UPDATE = 3
+_RESULTS = 2
+"""Gradients' worth of a step that does not grow with the batch, and of a test: what it compares, as it updates nothing."""
+
 _SAFE_TEST = 6
 """Rooms of so many times the gradients, and of the bytes below, are enough to test the model in."""
 
@@ -237,10 +241,10 @@ class Arrangements:
 
     def _sample(self, fewest: int) -> Any | None:
         """A tiny batch to test the model on: as many samples as the room allows, or None where it allows fewer than so many."""
-        batch_size, idle = self._batches.batch_size or 1, self.prediction.idle()
-        one = max(1.0, (self.prediction.peak(None).bytes - idle) / batch_size)
-        room = self._request.budget.limiting_bytes - idle
-        if fewest * one > room:
+        idle, gradients = self.prediction.idle(), self.prediction.gradients
+        step, room = self.prediction.peak(None).bytes - idle, self._request.budget.limiting_bytes - idle
+        one = max(1.0, (step - _UPDATE * gradients) / (self._batches.batch_size or 1))
+        if _RESULTS * gradients + fewest * one > room:
             return None
         return self._batches.sample(min(micro_batch.SAMPLES, max(fewest, int(_TEST_SHARE * room / one))))
 
@@ -297,7 +301,7 @@ class Arrangements:
         # Where parts differ from the whole by what the user allowed, the other levers are compared alone.
         splits = found.size < (self._batches.batch_size or 1) and self.separability().split is not None
         sample, split = self._sample(micro_batch.FEWEST if splits else 1), None
-        if sample is None:
+        if sample is None and (splits or dataclasses.replace(computing, optimizer_state=None)):
             return Verification(
                 True, None, "not compared with the plain step: there is no room for one of a tiny batch"
             )

@@ -61,6 +61,11 @@ class Predictions:
         except ValueError as error:
             raise ArgumentError(f"The data does not fit the model: {error}") from error
 
+    @property
+    def gradients(self) -> int:
+        """Bytes of one gradient for each trainable weight."""
+        return self._held.gradients
+
     def crude(self) -> Estimate:
         """A bound from shapes alone."""
         step = Estimate(peak.crude_step_bytes(self._held, self._outputs), 0, "layer shapes")

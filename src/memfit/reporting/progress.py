@@ -7,6 +7,7 @@ What Keras keeps in ``History`` stays as it is: the callback shows a copy of the
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +70,7 @@ class MemoryProgress(keras.callbacks.ProgbarLogger):
         self._display = console.Display("log")
         self._in_lines = False
         self._next_line = 0.0
+        self._one_at_a_time = threading.Lock()
 
     def set_params(self, params: dict[str, Any]) -> None:
         self._display = console.display()
@@ -80,7 +82,11 @@ class MemoryProgress(keras.callbacks.ProgbarLogger):
         self._next_line = time.monotonic() + _LINE_SECONDS
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        logs = logs or {}
+        with self._one_at_a_time:
+            # Keras hands the ends of batches to a pool of threads: one may come after a later one's.
+            self._show(max(batch, self.seen - 1), logs or {})
+
+    def _show(self, batch: int, logs: dict[str, Any]) -> None:
         if self.verbose == 1 and self._display.kind == "terminal":
             shown = self._within(console.display().columns or 80, logs)
         else:
