@@ -12,6 +12,7 @@ change the result. Each is measured once without a cap: peak and seconds of a st
 under it, and after it the fastest of the hand settings that the budget holds, under the same cap; where that one is killed, the
 next. ``ratio`` is memfit's throughput over the hand setting's. ``--known-grid`` takes what the output file says of the hand
 settings without a cap, measured before: which of them is tried under the cap, never what it is compared by.
+``planning_bytes`` is the most that was held before training began, beyond what was held before ``fit``.
 
 ``--pages``: a step in two parts with its tensors on the heap, and with large ones in pages of their own, three times in turn.
 
@@ -112,6 +113,7 @@ def measure(job: Job) -> dict[str, Any]:
     from memfit.backends import keras_seam
     from memfit.budgeting import reading
     from memfit.errors import DoesNotFitError
+    from memfit.guarding.watch import Watcher
 
     case = prediction_models.MODELS[job.model].build()
     model = case.model
@@ -131,10 +133,17 @@ def measure(job: Job) -> dict[str, Any]:
     elif job.way == "hand":
         memfit.fit(model, x, y, **arguments, plan=by_hand(model, batch, job))
     else:
-        try:
-            report = memfit.fit(model, x, y, **arguments).memfit
-        except DoesNotFitError as error:
-            return row | {"refused": str(error)[:300]}
+        with Watcher(interval=0.005) as watcher:
+
+            def planned(logs: Any = None) -> None:
+                row["planning_bytes"] = watcher.peak.host_bytes - row["base"]
+
+            arguments["callbacks"].append(keras.callbacks.LambdaCallback(on_train_begin=planned))
+            try:
+                report = memfit.fit(model, x, y, **arguments).memfit
+            except DoesNotFitError as error:
+                planned()
+                return row | {"refused": str(error)[:300]}
         row |= {
             "plan": report.plan.summary,
             "predicted": None if report.plan.peak is None else report.plan.peak.upper,

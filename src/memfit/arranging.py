@@ -185,7 +185,7 @@ class Arrangements:
         room = ceiling - idle
         if self._backend.device_memory() is not None or room > _ROOM_TO_COMPILE:
             return
-        compiling = self.prediction.compiling()
+        compiling = self.prediction.compiling
         if compiling and compiling > room:
             raise DoesNotFitError(
                 f"Training does not fit: compiling its step takes about {text(compiling)}, the budget of {text(ceiling)} "

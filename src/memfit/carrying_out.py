@@ -26,6 +26,7 @@ from memfit.guarding.trimming import Trimming
 from memfit.guarding.watch import Watcher
 from memfit.levers.arranged import Arranged
 from memfit.profiling import batches as batches_of
+from memfit.profiling import layers
 from memfit.reporting.log import Log
 
 
@@ -143,7 +144,7 @@ class _Run:
 
         def described(batch: Any) -> tuple[Any, int] | None:
             spec = batches_of.spec_of(batch)
-            return None if spec is None else (spec, batches_of.num_bytes(spec))
+            return None if spec is None else (spec, layers.tensor_bytes(spec))
 
         def fits(times: float) -> bool:
             most = self.most_held(times)

@@ -24,6 +24,7 @@ from memfit.guarding import interception, session
 from memfit.guarding import keeping as keeping_of
 from memfit.guarding.watch import Watcher
 from memfit.profiling import batches as batches_of
+from memfit.profiling import layers
 from memfit.records import Budget, Plan, Profile, RunReport
 from memfit.reporting import monitor, progress
 from memfit.reporting.console import say
@@ -286,7 +287,7 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
     shrink = functools.partial(deciding.smaller, model=model, batches=found, request=request, backend=backend)
     again = functools.partial(_replanned, model=model, found=found, request=request, backend=backend)
     changes_shape = found.spec is not None and batches_of.may_change_shape(model, arguments["x"])
-    batch_bytes = batches_of.num_bytes(found.spec) if changes_shape else 0
+    batch_bytes = layers.tensor_bytes(found.spec) if changes_shape else 0
     return Prepared(decision, arguments, backend, shrink, again if changes_shape else None, batch_bytes, queue)
 
 
@@ -294,7 +295,7 @@ def _queue(data: Any, found: batches_of.Batches, room: int) -> queues.Queue | No
     """The queue for a user's ``PyDataset`` whose own would not fit."""
     if not isinstance(data, keras.utils.PyDataset) or hasattr(data, "batch_spec") or found.spec is None:
         return None
-    return queues.bounded(data, batches_of.num_bytes(found.spec), room)
+    return queues.bounded(data, layers.tensor_bytes(found.spec), room)
 
 
 def _replanned(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from memfit.backends import keras_seam
@@ -81,6 +82,7 @@ class Predictions:
             return self._on_top_of_base(dataclasses.replace(analysed, bytes=analysed.bytes - freed))
         return self._on_top_of_base(self._tried(split, levers) or self._shape_step(split))
 
+    @functools.cached_property
     def compiling(self) -> int:
         """What compiling the plain step takes of the host while it lasts, about; 0 where nothing is known of it."""
         return self._backend.compiling_bytes(self._model, self._spec)

@@ -1,6 +1,6 @@
 """The queue of whole batches that Keras fills for a ``PyDataset`` with workers, made smaller for a run.
 
-Its order stays, so that the result does. Imports no framework.
+Its order stays, so that the result does.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from memfit.profiling.batches import is_filled_ahead
 from memfit.units import text
 
 _SHARE = 0.25
@@ -41,11 +42,6 @@ class Queue:
     def batches(self) -> int:
         """In flight at once."""
         return self.workers + self.waiting
-
-
-def is_filled_ahead(dataset: Any) -> bool:
-    """Whether Keras fills a queue for a ``PyDataset``: with one thread alone it makes each batch as it is asked for."""
-    return bool(dataset.workers > 1 or (dataset.workers > 0 and dataset.use_multiprocessing))
 
 
 def bounded(dataset: Any, batch_bytes: int, room: int) -> Queue | None:

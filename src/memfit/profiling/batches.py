@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import types
 from collections.abc import Callable
 from typing import Any
@@ -58,7 +57,7 @@ def described(arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:
         return dataclasses.replace(_tf_dataset(x, arguments), queued=_PREFETCHED), arguments
     if isinstance(x, keras.utils.PyDataset):
         # With one thread Keras has no queue, but that of TensorFlow; memfit's own data sets have one of their own.
-        has_queue = x.workers > 1 or (x.workers > 0 and x.use_multiprocessing) or hasattr(x, "batch_spec")
+        has_queue = is_filled_ahead(x) or hasattr(x, "batch_spec")
         queued = x.max_queue_size + x.workers if has_queue else _PREFETCHED
         reading = int(getattr(x, "reading_bytes", 0))
         return dataclasses.replace(_py_dataset(x, arguments), queued=queued, reading=reading), arguments
@@ -67,13 +66,9 @@ def described(arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:
     return dataclasses.replace(_iterable(x, arguments), queued=_queued(x)), arguments
 
 
-def num_bytes(spec: Any) -> int:
-    """Bytes of a batch.
-
-    Args:
-        spec: A structure of TensorSpec.
-    """
-    return sum(math.prod(leaf.shape) * _item_bytes(leaf.dtype) for leaf in keras_seam.flatten(spec) if leaf is not None)
+def is_filled_ahead(dataset: Any) -> bool:
+    """Whether Keras fills a queue for a ``PyDataset``: with one thread alone it makes each batch as it is asked for."""
+    return bool(dataset.workers > 1 or (dataset.workers > 0 and dataset.use_multiprocessing))
 
 
 def spec_of(batch: Any) -> Any | None:
@@ -91,10 +86,6 @@ def may_change_shape(model: Any, data: Any) -> bool:
         return False
     inputs = getattr(model, "inputs", None)
     return not inputs or any(None in tuple(tensor.shape)[1:] for tensor in inputs)
-
-
-def _item_bytes(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
 def _queued(iterable: Any) -> int:

@@ -59,10 +59,14 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
 
 
 def compiling_bytes(model: Any, batch: Any) -> int:
-    """Host bytes that compiling the plain training step takes, guessed from the length of its program. Compiles nothing."""
-    if not compiles_whole(model):
+    """Host bytes that compiling the plain training step takes, guessed from the length of its program.
+
+    Compiles nothing; what it traces serves the analysis and the run.
+    """
+    step = prepared(model, None) if compiles_whole(model) else None
+    if not isinstance(step, PlainStep):
         return 0
-    num_lines = _lowered(PlainStep(model), model, keras_seam.map_leaves(_array_spec, batch)).as_text().count("\n")
+    num_lines = _lowered(step, model, keras_seam.map_leaves(_array_spec, batch)).as_text().count("\n")
     return _COMPILING_FIXED + _COMPILING_LINE * num_lines
 
 

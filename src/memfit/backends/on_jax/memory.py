@@ -45,7 +45,6 @@ def forget_programs() -> None:
     JAX keeps traces and programs of functions that are gone: 10 to 50 MiB an analysis of a small Transformer, in the memory
     that the analysis is to find room in. On an accelerator it is the host's memory alone, and stays.
     """
-    gc.collect()
     if jax.default_backend() == "cpu":
         jax.clear_caches()
-    host_allocator.trim()
+    release()

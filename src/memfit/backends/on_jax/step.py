@@ -58,11 +58,14 @@ def compiles_whole(model: Any) -> bool:
 
 
 def prepared(model: Any, split: Split | None) -> Step | PlainStep:
-    """A new step that the next ``attach`` with this split and the levers that are on the model now takes.
+    """The step that the next ``attach`` with this split and the levers on the model takes: a new one if none is kept.
 
-    Compiled functions are included. It is dropped where the model is compiled again before that. One is kept, as its code
-    takes 20 to 100 MiB: where another one was there, a search goes on, and what it has compiled is forgotten.
+    Traced and compiled functions are included. It is dropped where the model is compiled again before that. One is kept, as its
+    code takes 20 to 100 MiB: where another one was there, a search goes on, and what it has compiled is forgotten.
     """
+    if is_prepared(model, split):
+        *_, step = vars(model)[_PREPARED]
+        return step
     if vars(model).pop(_PREPARED, None) is not None:
         memory.forget_programs()
     step = _new_step(model, split)
