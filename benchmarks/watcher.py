@@ -35,10 +35,10 @@ class Spent:
         self.seconds = 0.0
 
     def around(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any) -> Any:
+        def timed(*arguments: Any, **keywords: Any) -> Any:
             start = time.thread_time()
             try:
-                return method(*arguments)
+                return method(*arguments, **keywords)
             finally:
                 self.seconds += time.thread_time() - start
 

@@ -84,6 +84,17 @@ def test_history_and_the_users_callbacks_see_no_more_than_ever() -> None:
     assert seen == [{"loss", "mae"}] * 6
 
 
+def test_batches_whose_ends_come_out_of_order_do_not_turn_the_bar_back(capsys: Any) -> None:
+    bar = MemoryProgress(lambda: Reading(2 * GIB, None, "scripted"), Budget(8 * GIB, "", None, ""))
+    bar.set_params({"verbose": 1, "epochs": 1, "steps": None})
+    bar.on_epoch_begin(0)
+    for batch in (0, 3, 1):
+        bar.on_train_batch_end(batch, {"loss": 1.0})
+    assert bar.seen == 4
+    bar.on_epoch_end(0, {"loss": 1.0})
+    assert bar.target == 4
+
+
 def test_a_progress_bar_of_the_users_stays_the_only_one(capsys: Any) -> None:
     memfit.fit(small_model(), X, Y, batch_size=8, callbacks=[keras.callbacks.ProgbarLogger()])
     assert "host:" not in capsys.readouterr().out
