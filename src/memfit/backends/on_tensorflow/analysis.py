@@ -82,7 +82,7 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
 
 @contextlib.contextmanager
 def _dropped_graphs() -> Iterator[None]:
-    """Frees the graphs that are traced inside, and gives their memory back: some 50 MiB for a ResNet50.
+    """Frees the graphs that are traced inside, and gives their memory back.
 
     TensorFlow registers the gradient of each ``tf.custom_gradient`` that it meets in a graph, by a name that it never uses
     again and never forgets, and the gradient holds its graph; Keras' optimizers contain one.
