@@ -28,8 +28,8 @@ buffers, 18 in the median, whatever the model."""
 _COMPILING_FIXED = 60 * units.MIB
 _COMPILING_LINE = 50 * units.KIB
 """What XLA's compiler takes on a CPU with two cores, by lines of StableHLO (benchmarks/compiling.py): for ten models of 368 to
-12,793 lines 55 to 813 MiB, of which these two make 0.7 to 2.4 times as much. Most of it is code that waits until all kernels are
-made; optimising less, or compiling one after the other, changed nothing."""
+12,793 lines 55 to 813 MiB, of which these two make 0.7 to 2.4 times as much. Most of it is code that waits until all kernels
+are made; optimising less, or compiling one after the other, changed nothing."""
 _FIXED = 16 * units.MIB
 _SHARE = 0.04
 
