@@ -30,11 +30,9 @@ CAUSES = HERE / "causes"
 UNCAPPED = 6 * units.GIB
 SECONDS = 240
 ONLY_TENSORFLOW = ("09", "10", "26")
-GROWS = ("07", "12", "14", "30")
+GROWS = ("02", "03", "04", "07", "12", "14", "30")
 """Causes of memory that grows where it should not. One whose peak is no higher than that of the same script with less of it
-(``MEMFIT_CATALOGUE_LESS=1``: once instead of again and again) is gone from the framework."""
-HELD = ("02", "03", "04")
-"""Causes that copy an array that the script itself holds: the cap lies higher, so that the array alone is below it."""
+(``MEMFIT_CATALOGUE_LESS=1``: once instead of again and again; the arrays alone, without a fit) is gone from the framework."""
 NOT_BY_FIT = {
     "01": "memfit.data.image_folder",
     "08": "sparse labels",
@@ -100,7 +98,6 @@ def row(cause: Path, base: int, share: float, backend: str) -> dict[str, Any]:
             raise RuntimeError(f"{cause.name} does not run without a cap: {plain.tail[-3:]}")
         once = run([str(cause), capped], UNCAPPED, backend, less=True).peak_bytes if number in GROWS else base
         gone = number in GROWS and plain.peak_bytes - once < _GONE
-        share = (1 + share) / 2 if number in HELD else share
         cap = plain.peak_bytes + _GONE if gone else int(once + share * (plain.peak_bytes - once))
         under_cap = run([str(cause), capped], cap, backend)
         ours = run(["-m", "memfit", "run", str(cause), protected], cap, backend)
