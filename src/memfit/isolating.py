@@ -30,6 +30,7 @@ from memfit.backends.protocol import Backend
 from memfit.budgeting.usage import Gauge
 from memfit.errors import WorkerError
 from memfit.guarding import keeping, restarts, run_state, session, snapshot
+from memfit.probing.output import feed
 from memfit.probing.trial import environment
 from memfit.reporting.console import handed_on, say
 
@@ -202,7 +203,7 @@ class _Worker:
             threading.Thread(target=_copy, args=(process.stdout, sys.stdout), daemon=True),
             threading.Thread(target=_copy, args=(process.stderr, sys.stderr), daemon=True),
             threading.Thread(target=_collect, args=(reading, outcome), daemon=True),
-            threading.Thread(target=_feed, args=(process.stdin, self._job), daemon=True),
+            threading.Thread(target=feed, args=(process.stdin, self._job), daemon=True),
         ]
         for thread in threads:
             thread.start()
@@ -230,12 +231,3 @@ def _collect(reading: int, outcome: list[bytes]) -> None:
     with open(reading, "rb") as file:
         while data := file.read(65536):
             outcome.append(data)
-
-
-def _feed(target: IO[bytes] | None, job: bytes) -> None:
-    assert target is not None
-    try:
-        with target:
-            target.write(job)
-    except BrokenPipeError:
-        return

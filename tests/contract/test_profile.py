@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from memfit.backends import current
 from memfit.cli import main
 from memfit.errors import ArgumentError
 from memfit.probing import trial
+from memfit.probing.capped import run_capped
 from memfit.records import Estimate
 from memfit.units import MIB
 
@@ -178,6 +180,33 @@ def test_a_trial_confirms_the_plan_and_corrects_later_ones(cached: Path) -> None
     assert any("a trial in a child process peaked at" in reason for reason in tried.reasons)
     later = memfit.profile(model, x, y, batch_size=32)
     assert later.peak.source.endswith("corrected by a trial")
+
+
+def test_a_trial_leaves_no_file_between_parent_and_child(
+    cached: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    commands, files = [], []
+
+    def looking(command: Any, *arguments: Any, **keywords: Any) -> Any:
+        commands.append(command)
+        files.extend(temporary.rglob("*"))
+        run = run_capped(command, *arguments, **keywords)
+        files.extend(path for path in temporary.rglob("*") if path.suffix in (".pickle", ".pkl", ".keras"))
+        return run
+
+    monkeypatch.setattr(trial, "run_capped", looking)
+    x, y = np.zeros((64, 32, 32, 3), "float32"), np.zeros((64,), "int32")
+    tried = memfit.plan(cnn(), x, y, batch_size=64, probe=True, verbose=0)
+    assert tried.peak is not None
+    assert tried.peak.source == "probe"
+    assert files == []
+    (command,) = commands
+    assert command.argv[1:] == ["-m", "memfit.probing.trial_child"]
+    assert len(command.input) < 64 * 1024  # the model as it is described, without its weights
 
 
 def test_a_trial_that_needs_more_than_the_budget_gives_a_smaller_plan(

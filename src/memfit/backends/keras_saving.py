@@ -43,6 +43,17 @@ def description(model: Any) -> dict[str, Any]:
         return {"model": keras.saving.serialize_keras_object(model), "compiled": model.get_compile_config()}
 
 
+def described_model(described: dict[str, Any], classes: dict[str, Any]) -> Any:
+    """The compiled model of a description, with weights of its own; no file is read.
+
+    Args:
+        described: From ``description``, of this program: code of ``Lambda`` layers in it is run.
+        classes: The user's own, by the names in the description.
+    """
+    with no_imports():
+        return keras.saving.deserialize_keras_object(described["model"], custom_objects=classes, safe_mode=False)
+
+
 def global_seed_generator(*, create: bool = False) -> Any | None:
     """The generator behind ``keras.random`` without a seed; None where nothing has drawn from it yet."""
     found = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)

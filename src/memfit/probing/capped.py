@@ -18,7 +18,7 @@ from pathlib import Path
 from memfit import units
 from memfit.errors import ArgumentError, ProbeError
 from memfit.probing.cages import CAGES, Cage
-from memfit.probing.output import Output
+from memfit.probing.output import Output, feed
 
 OnOutput = Callable[[str, str], None]
 """Takes "stdout" or "stderr", and a line without its end."""
@@ -27,6 +27,8 @@ _ENTRY = Path(__file__).with_name("entry.py")
 _LINES_KEPT = 100
 # Starting Python and joining a group takes some 20 ms.
 _ENTRY_SECONDS = 30.0
+# A process that got away may hold the pipe of the input open, and read nothing of it.
+_END_SECONDS = 5.0
 # How long after its end a child whose pipes somebody else holds open is noticed.
 _POLL_SECONDS = 0.05
 
@@ -69,12 +71,25 @@ class CappedRun:
         return f"the child {ending} after {self.seconds:.1f} s: {peak} ({self.mechanism})"
 
 
+@dataclasses.dataclass(frozen=True)
+class Fed:
+    """A command that reads something.
+
+    Attributes:
+        argv: The program and its arguments.
+        input: What it reads from its standard input, through a pipe.
+    """
+
+    argv: Sequence[str]
+    input: bytes
+
+
 class _CannotJoinError(Exception):
     """The child could not put itself into its control group; another mechanism may do."""
 
 
 def run_capped(
-    argv: Sequence[str],
+    argv: Sequence[str] | Fed,
     cap_bytes: int,
     *,
     env: Mapping[str, str] | None = None,
@@ -85,11 +100,12 @@ def run_capped(
     """Runs a command under a memory cap, and waits for it.
 
     The command and everything that it starts have ended when this returns or raises, a ``KeyboardInterrupt`` included.
-    The child reads nothing (its standard input is empty), is a session of its own, and is the kernel's first choice
+    The child's standard input is empty but for what ``Fed`` gives it. It is a session of its own, and is the kernel's first choice
     when the machine runs out of memory. On Linux it also ends when the thread that called this does.
 
     Args:
-        argv: The program and its arguments; a program without a folder is looked for in ``env``'s PATH.
+        argv: The program and its arguments, or these with what it reads; a program without a folder is looked for in
+            ``env``'s PATH.
         cap_bytes: What the command and its children may hold together, pages of files not counted.
         env: The child's environment, or None for this process's.
         timeout: Seconds after which it is ended; None waits for as long as it takes. Lines that were on their way then
@@ -109,14 +125,15 @@ def run_capped(
     """
     if cap_bytes <= 0:
         raise ArgumentError(f"`cap_bytes` must be positive. Received: cap_bytes={cap_bytes!r}.")
-    if not argv:
-        raise ArgumentError(f"`argv` must name a program. Received: argv={argv!r}.")
+    fed = argv if isinstance(argv, Fed) else Fed(argv, b"")
+    if not fed.argv:
+        raise ArgumentError(f"`argv` must name a program. Received: argv={fed.argv!r}.")
     for make in cages:
         cage = make(cap_bytes)
         if cage is None:
             continue
         try:
-            return _run(_Command(argv, cap_bytes, env, timeout, on_output), cage)
+            return _run(_Command(fed.argv, fed.input, cap_bytes, env, timeout, on_output), cage)
         except _CannotJoinError:
             continue
         finally:
@@ -130,6 +147,7 @@ def run_capped(
 @dataclasses.dataclass(frozen=True)
 class _Command:
     argv: Sequence[str]
+    input: bytes
     cap_bytes: int
     env: Mapping[str, str] | None
     timeout: float | None
@@ -200,13 +218,16 @@ def _started(command: _Command, cage: Cage) -> Iterator[tuple[subprocess.Popen[s
         if sys.platform == "linux":
             own = [str(writing), str(os.getpid()), cage.folder, os.path.abspath(program)]
             argv = [sys.executable, "-I", "-S", str(_ENTRY), *own, *argv]
-        process = _spawn(argv, env, writing)
+        process = _spawn(argv, env, writing, has_input=bool(command.input))
     except BaseException:
         os.close(reading)
         raise
     finally:
         os.close(writing)
     output = Output(process)
+    feeding = threading.Thread(target=feed, args=(process.stdin, command.input), name="memfit-stdin", daemon=True)
+    if process.stdin is not None:
+        feeding.start()
     try:
         cage.hold(process.pid)
         if sys.platform == "linux":
@@ -218,14 +239,16 @@ def _started(command: _Command, cage: Cage) -> Iterator[tuple[subprocess.Popen[s
         process.kill()
         output.discard()
         process.wait()
+        if process.stdin is not None:
+            feeding.join(_END_SECONDS)
 
 
-def _spawn(argv: list[str], env: dict[str, str], writing: int) -> subprocess.Popen[str]:
+def _spawn(argv: list[str], env: dict[str, str], writing: int, *, has_input: bool) -> subprocess.Popen[str]:
     try:
         return subprocess.Popen(
             argv,
             env=env,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,4 +1,4 @@
-"""A child's output, line by line, as it comes."""
+"""A child's output, line by line, as it comes; and what it reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 # A progress bar that never ends its line must not grow in memory; a callback that is slow makes the child wait.
 _LONGEST_LINE = 65536
@@ -91,3 +91,18 @@ class Output:
             while line := stream.readline(_LONGEST_LINE):
                 self._lines.put((name, line.removesuffix("\n")))
         self._lines.put(None)
+
+
+def feed(target: Any, data: bytes) -> None:
+    """Writes to a child's standard input and closes it; a child that ends before it has read all is no error.
+
+    Args:
+        target: The pipe, opened for text or for bytes; None where the child has none.
+        data: What it is to read.
+    """
+    assert target is not None
+    try:
+        with getattr(target, "buffer", target) as pipe:
+            pipe.write(data)
+    except BrokenPipeError:
+        return

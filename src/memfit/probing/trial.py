@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from memfit import budgeting
 from memfit.backends import keras_saving, keras_seam
 from memfit.backends.protocol import Backend
 from memfit.errors import ProbeError
-from memfit.probing.capped import run_capped
+from memfit.probing.capped import Fed, run_capped
+from memfit.probing.trial_child import RESULT
 from memfit.records import NO_LEVERS, Estimate, Levers, Split
 from memfit.units import MIB
 
@@ -53,23 +52,23 @@ def step_bytes(
     room = budgeting.budget().host_bytes - budgeting.reading().host_bytes
     if backend.device_memory() is not None or room < _LEAST_ROOM:
         return None
-    with tempfile.TemporaryDirectory(prefix="memfit-trial-") as folder:
-        try:
-            _ship(model, {"spec": spec, "split": split, "levers": levers}, Path(folder))
-        except ProbeError:
-            return None
-        run = run_capped(
-            [sys.executable, "-m", "memfit.probing.trial_child", folder],
-            room,
-            env=environment(backend),
-            timeout=_SECONDS,
-        )
-        result = Path(folder, "result.json")
-        if run.killed or run.returncode in (134, 137, 139):
-            return Estimate(room, room, "probe: killed by the limit")
-        if run.returncode != 0 or not result.exists():
-            return None
-        measured = json.loads(result.read_text())
+    try:
+        job = _described(model, {"spec": spec, "split": split, "levers": levers})
+    except ProbeError:
+        return None
+    printed: list[str] = []
+    run = run_capped(
+        Fed([sys.executable, "-m", "memfit.probing.trial_child"], job),
+        room,
+        env=environment(backend),
+        timeout=_SECONDS,
+        on_output=lambda _, line: printed.append(line) if line.startswith(RESULT) else None,
+    )
+    if run.killed or run.returncode in (134, 137, 139):
+        return Estimate(room, room, "probe: killed by the limit")
+    if run.returncode != 0 or not printed:
+        return None
+    measured = json.loads(printed[-1].removeprefix(RESULT))
     taken = max(0, measured["peak"] - measured["base"])
     return Estimate(taken, int(_MARGIN * taken) + 16 * MIB, MEASURED)
 
@@ -83,14 +82,12 @@ def environment(backend: Backend) -> dict[str, str]:
     }
 
 
-def _ship(model: Any, job: dict[str, Any], folder: Path) -> None:
-    """Writes what the child needs: the model in Keras' own format, the classes of the user's, and what to try."""
+def _described(model: Any, job: dict[str, Any]) -> bytes:
+    """What the child needs: the model as Keras describes it, the classes of the user's, and what to try."""
     import cloudpickle
 
     try:
-        with keras_saving.no_imports():
-            model.save(folder / "model.keras")
-        Path(folder, "classes.pickle").write_bytes(cloudpickle.dumps(keras_seam.own_objects(model)))
-        Path(folder, "job.pickle").write_bytes(cloudpickle.dumps(job))
+        described = {"model": keras_saving.description(model), "classes": keras_seam.own_objects(model)}
+        return cloudpickle.dumps({**described, **job})
     except Exception as error:
         raise ProbeError(f"The model cannot be sent to a child process: {error}") from error

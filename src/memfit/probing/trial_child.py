@@ -1,20 +1,22 @@
-"""The child of a trial: ``python -m memfit.probing.trial_child FOLDER``. Reads the job there, writes ``result.json``."""
+"""The child of a trial: ``python -m memfit.probing.trial_child``. Reads the job from its standard input, prints what it took."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import sys
-from pathlib import Path
 from typing import Any
+
+RESULT = "memfit-trial "
+"""Begins the line with the result, a JSON object of ``base`` and ``peak`` in bytes."""
 
 _STEPS = 2
 """The second step holds gradients and optimizer slots together."""
 
 
-def main(folder: Path) -> None:
-    """Trains two steps on zeros and writes what they took."""
-    import keras
+def main() -> None:
+    """Trains two steps on zeros and prints what they took."""
+    job: dict[str, Any] = pickle.load(sys.stdin.buffer)  # a pipe from the process that started this one
     import numpy as np
 
     from memfit import backends, budgeting
@@ -23,11 +25,7 @@ def main(folder: Path) -> None:
     from memfit.guarding.watch import Watcher
     from memfit.levers.pulled import pulled
 
-    # Both files were written by the parent into a private folder, for this process alone.
-    classes: dict[str, Any] = pickle.loads((folder / "classes.pickle").read_bytes())
-    job: dict[str, Any] = pickle.loads((folder / "job.pickle").read_bytes())
-    with keras_saving.no_imports():
-        model = keras.saving.load_model(folder / "model.keras", custom_objects=classes, safe_mode=False)
+    model = keras_saving.described_model(job["model"], job["classes"])
     batch = keras_seam.map_leaves(lambda leaf: np.zeros(leaf.shape, leaf.dtype), job["spec"])
     keras_seam.symbolic_build(model, batch)
     backend = backends.current()
@@ -40,8 +38,8 @@ def main(folder: Path) -> None:
     ):
         for _ in range(_STEPS):
             model.fit(x, y, sample_weight=sample_weight, batch_size=keras_seam.flatten(x)[0].shape[0], verbose=0)
-    (folder / "result.json").write_text(json.dumps({"base": base, "peak": watcher.peak.host_bytes}))
+    print(RESULT + json.dumps({"base": base, "peak": watcher.peak.host_bytes}), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from memfit import units
 from memfit.budgeting import cgroup
 from memfit.errors import ArgumentError, ProbeError
 from memfit.probing.cages import ONE_BY_ONE, GroupCage, WatchedCage
-from memfit.probing.capped import CappedRun, run_capped
+from memfit.probing.capped import CappedRun, Fed, run_capped
 
 MIB = 1024**2
 CAP = 192 * MIB
@@ -415,3 +416,18 @@ def test_a_command_that_outlives_its_children_does_so(make: Make) -> None:
     )
     run = run_capped([sys.executable, "-I", "-S", "-c", outlives], CAP, cages=[make])
     assert (run.returncode, run.killed, run.tail) == (5, True, ("-9",))
+
+
+def test_child_reads_what_it_is_fed(make: Make) -> None:
+    data = os.urandom(2**20)
+    script = "import sys, zlib; print(zlib.crc32(sys.stdin.buffer.read()))"
+    run = run_capped(Fed([sys.executable, "-c", script], data), CAP, cages=[make])
+    assert run.tail == (str(zlib.crc32(data)),)
+
+
+def test_child_that_reads_nothing_of_its_input_ends_as_ever(make: Make) -> None:
+    assert run_capped(Fed(["true"], bytes(2**20)), CAP, cages=[make]).returncode == 0
+
+
+def test_child_that_is_fed_nothing_reads_nothing(make: Make) -> None:
+    assert run_capped(["cat"], CAP, cages=[make]).returncode == 0
