@@ -10,11 +10,11 @@ from typing import Any
 import keras
 
 from memfit.arranging import Decision
-from memfit.backends import error_chain, keras_seam
+from memfit.backends import error_chain, keras_order, keras_seam
 from memfit.backends.around import Around, Run, Wrapper
 from memfit.backends.protocol import Backend
 from memfit.budgeting import device
-from memfit.data import given
+from memfit.data import given, queues
 from memfit.data.queues import Queue
 from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.executing.forward import ForwardStep
@@ -44,14 +44,22 @@ class Prepared:
     batch_bytes: int = 0
     """Of the batch that was planned for."""
     queue: Queue | None = None
-    """Of the training data, where the user's own does not fit."""
+    """Of the training data, where Keras fills one."""
+    look: keras_order.Look | None = None
+    """The batch that ``fit`` is to draw before its first epoch."""
     watching: tuple[Any, ...] = ()
     """Callbacks that memfit adds to the user's."""
 
 
 def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> tuple[Any, Decision]:
     """Runs ``model.fit`` with the plan; where the framework allows it, a step that runs out of memory is tried smaller."""
-    with Arranged(model, prepared.backend) as arranged:
+    look = prepared.look
+    with (
+        queues.applied(prepared.arguments, prepared.queue, looks=keras_order.draws_first(model, look)) as arguments,
+        keras_order.looking_first(model, look),
+        Arranged(model, prepared.backend) as arranged,
+    ):
+        prepared = dataclasses.replace(prepared, arguments=arguments)
         run = _Run(model, prepared, arranged, log=log, held=watcher.held)
         try:
             keeper = _keeper(prepared.arguments)
@@ -62,7 +70,7 @@ def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> t
                 smaller=run.put_half,
                 log=log.add,
                 keep=keep,
-                hold_less=lambda: given.hold_less(prepared.arguments),
+                hold_less=lambda: given.hold_less(arguments) + queues.hold_less(arguments, prepared.queue),
             )
             callbacks = [attention]
             if prepared.backend.step_costs().own_pages is not None:  # tensors lie on the C library's heap

@@ -42,8 +42,7 @@ def decide(model: Any, batches: Batches, request: Request, *, backend: Backend) 
         return _unsplit(
             batches, request, blocked or "the data does not tell the shapes of its batches: nothing is predicted"
         )
-    check_fits_model(model, batches.spec)
-    build(model, batches.spec)
+    build_ahead(model, batches)
     blocked = micro_batch.blocked_reason(model)
     if blocked is not None:
         return _unsplit(batches, request, blocked)
@@ -129,6 +128,18 @@ def _unsplit(batches: Batches, request: Request, reason: str) -> Decision:
             f"The batch cannot be split: {reason}. Received: micro_batch_size={request.micro_batch_size}. Leave it out."
         )
     return Decision(planner.plain(batches.batch_size, request.budget, None, reason), findings=(("note", reason),))
+
+
+def build_ahead(model: Any, batches: Batches) -> None:
+    """Builds the model, as ``fit`` would, where memfit plans for it; one with a ``train_step`` of its own is left to Keras.
+
+    Raises:
+        ArgumentError: The data does not fit the model.
+    """
+    if batches.spec is None or keras_seam.overrides(model, "train_step"):
+        return
+    check_fits_model(model, batches.spec)
+    build(model, batches.spec)
 
 
 def build(model: Any, spec: Any) -> None:

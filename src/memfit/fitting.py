@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import random
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import keras
 
 from memfit import backends, budgeting, deciding, isolating
 from memfit.arranging import Decision, Request
-from memfit.backends import keras_data, keras_seam, random_state
+from memfit.backends import keras_data, keras_order, keras_seam, random_state
 from memfit.backends.protocol import Backend
 from memfit.carrying_out import Prepared, carried_out
 from memfit.data import given as given_data
@@ -113,11 +114,8 @@ def _fit_isolated(
         )
     fit_arguments_of.check_model(model)
     found, arguments = batches_of.described(fit_arguments_of.bound(model, args, given))
-    if not keras_seam.is_built(model) and found.spec is not None:
-        deciding.build(model, found.spec)
-        if found.num_samples is not None:
-            _keep_order(arguments, found)
-    return isolating.fit(model, arguments, {**vars(asked)}, backends.current())
+    look = _built_ahead(model, found, arguments, isolated=True)
+    return isolating.fit(model, arguments, {**vars(asked)}, backends.current(), look)
 
 
 def _fit_supervised(
@@ -258,6 +256,7 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
     queue = _queue(arguments["x"], found, room)
     if queue is not None:
         found = dataclasses.replace(found, queued=queue.batches)
+    if queue is not None and queue.reason:
         log.add("data", f"x: {queue.reason}")
     wanted = fit_arguments_of.checked_plan(asked.plan, micro_batch_size, found.batch_size)
     if wanted is not None:
@@ -272,13 +271,9 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
         quiet=arguments.get("verbose") == 0,
         validation_batch_size=arguments.get("validation_batch_size"),
     )
-    was_built = keras_seam.is_built(model)
-    try:
-        with random_state.preserved(python=was_built):  # what planning draws must not change the order of the batches
-            decision = deciding.decide(model, found, request, backend=backend)
-    finally:  # a call that is refused has built the model for the next all the same
-        if not was_built and keras_seam.is_built(model) and found.num_samples is not None:
-            _keep_order(arguments, found)
+    look = _built_ahead(model, found, arguments)
+    with random_state.preserved():  # what planning draws must not change the order of the batches
+        decision = deciding.decide(model, found, request, backend=backend)
     for event in decision.findings:
         log.add(*event)
     if decision.plan.validation_batch_size is not None:
@@ -288,7 +283,7 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
     again = functools.partial(_replanned, model=model, found=found, request=request, backend=backend)
     changes_shape = found.spec is not None and batches_of.may_change_shape(model, arguments["x"])
     batch_bytes = layers.tensor_bytes(found.spec) if changes_shape else 0
-    return Prepared(decision, arguments, backend, shrink, again if changes_shape else None, batch_bytes, queue)
+    return Prepared(decision, arguments, backend, shrink, again if changes_shape else None, batch_bytes, queue, look)
 
 
 def _queue(data: Any, found: batches_of.Batches, room: int) -> queues.Queue | None:
@@ -328,11 +323,10 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
         session.note_plan(keeping.folder, decision.plan)
     tell = functools.partial(log.add, "snapshot")
     recorder = Recorder(prepared.backend, budget=decision.plan.budget, tell=log.add, clock=lambda: log.seconds)
-    if prepared.queue is not None:
+    if prepared.queue is not None and prepared.queue.reason:
         say(f"memfit: {prepared.queue.reason}", quiet=quiet)
     with (
         given_data.ended(arguments),
-        queues.applied(arguments["x"], prepared.queue),
         monitor.joined(arguments, recorder, log),
         Watcher(prepared.backend, notify=recorder.add) as watcher,
         keeping_of.kept(
@@ -341,6 +335,7 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
             keeping,
             backend=prepared.backend,
             tell=tell,
+            looks=keras_order.draws_first(model, prepared.look),
         ) as arguments,
     ):
         watching = (monitor.Places(recorder),)
@@ -354,6 +349,30 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
     if history is not None:
         history.memfit = report
     return history
+
+
+def _built_ahead(
+    model: Any, found: batches_of.Batches, arguments: dict[str, Any], *, isolated: bool = False
+) -> keras_order.Look | None:
+    """Builds the model; gives the batch that ``fit`` would have drawn for that, where it is more than random numbers."""
+    was_built, is_known = keras_seam.is_built(model), keras_order.is_owed_known(model)
+    look = None if found.num_samples is not None else keras_order.owed_look(model)
+    if look is not None and not is_known:
+        keras_order.pass_over_look(arguments)
+    before = random.getstate()
+    with random_state.preserved(python=False):
+        if not isolated:
+            deciding.build_ahead(model, found)
+        elif found.spec is not None:
+            deciding.build(model, found.spec)
+    if keras_order.draws_itself(model):
+        return None
+    if look is not None and not is_known:
+        look = dataclasses.replace(look, build_draws=before != random.getstate())
+        keras_order.owe_look(model, look)  # also where this call trains nothing
+    elif found.num_samples is not None and not was_built and not is_known:
+        _keep_order(arguments, found)
+    return look
 
 
 def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:

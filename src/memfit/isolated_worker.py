@@ -69,7 +69,7 @@ def _train(model: Any, folder: Path, job: dict[str, Any]) -> None:
     import numpy as np
 
     from memfit import fitting
-    from memfit.backends import random_state
+    from memfit.backends import keras_order, random_state
     from memfit.guarding import session
     from memfit.isolating import Mapped
 
@@ -82,6 +82,7 @@ def _train(model: Any, folder: Path, job: dict[str, Any]) -> None:
             arguments[name] = keras.tree.map_structure(leaf, arguments[name])
     session.begin(folder)
     random_state.restore(job["random"])
+    keras_order.owe_look(model, job["look"])
     fitting.fit(model, **arguments, **job["options"])
 
 

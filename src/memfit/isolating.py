@@ -25,7 +25,7 @@ import keras
 import numpy as np
 
 from memfit import budgeting
-from memfit.backends import keras_saving, keras_seam, random_state
+from memfit.backends import keras_order, keras_saving, keras_seam, random_state
 from memfit.backends.protocol import Backend
 from memfit.budgeting.usage import Gauge
 from memfit.errors import WorkerError
@@ -53,7 +53,9 @@ class Mapped:
     path: str
 
 
-def fit(model: Any, arguments: dict[str, Any], options: dict[str, Any], backend: Backend) -> Any:
+def fit(
+    model: Any, arguments: dict[str, Any], options: dict[str, Any], backend: Backend, look: keras_order.Look | None
+) -> Any:
     """Trains in a worker; afterwards the model is as if it had been trained here.
 
     Args:
@@ -61,6 +63,7 @@ def fit(model: Any, arguments: dict[str, Any], options: dict[str, Any], backend:
         arguments: Of ``model.fit``, by name.
         options: Of ``memfit.fit`` beside them.
         backend: The current backend.
+        look: The batch that ``fit`` is to draw before its first epoch.
 
     Returns:
         The History.
@@ -71,7 +74,7 @@ def fit(model: Any, arguments: dict[str, Any], options: dict[str, Any], backend:
     """
     with tempfile.TemporaryDirectory(prefix="memfit-worker-") as name:
         folder = Path(name)
-        job = _shipped(model, arguments, options, folder)
+        job = _shipped(model, arguments, {"options": options, "look": look}, folder)
         worker = _Worker(folder, job, {**environment(backend), **handed_on()})
         quiet = arguments.get("verbose") == 0
         ending = restarts.until_it_ends(
@@ -93,7 +96,7 @@ def fit(model: Any, arguments: dict[str, Any], options: dict[str, Any], backend:
         return history
 
 
-def _shipped(model: Any, arguments: dict[str, Any], options: dict[str, Any], folder: Path) -> bytes:
+def _shipped(model: Any, arguments: dict[str, Any], call: dict[str, Any], folder: Path) -> bytes:
     import cloudpickle
 
     try:
@@ -106,8 +109,8 @@ def _shipped(model: Any, arguments: dict[str, Any], options: dict[str, Any], fol
         sent[name] = _mapped(sent.get(name), folder)
     job: dict[str, Any] = {
         "classes": keras_seam.own_objects(model),
-        "options": options,
         "random": random_state.captured(),
+        **call,
     }
     for name, value in {**job, **sent}.items():
         try:

@@ -15,12 +15,14 @@ from memfit.backends import keras_saving
 
 
 @contextlib.contextmanager
-def preserved(*, python: bool = True) -> Iterator[None]:
+def preserved(*, python: bool = True, owner: Any = None) -> Iterator[None]:
     """Inside, draws from the global generators of Python, numpy and PyTorch are undone at the end.
 
     Args:
         python: Whether those of Python are; building a model draws its seeds there, which stay drawn.
+        owner: An object, such as a data set, whose own generators are put back too.
     """
+    own = [(generator, _state(generator)) for generator in getattr(owner, "__dict__", {}).values()]
     torch = sys.modules.get("torch")
     python_state, numpy_state = random.getstate(), np.random.get_state()
     torch_state = None if torch is None else torch.random.get_rng_state()
@@ -32,6 +34,30 @@ def preserved(*, python: bool = True) -> Iterator[None]:
         np.random.set_state(numpy_state)
         if torch is not None and torch_state is not None:
             torch.random.set_rng_state(torch_state)
+        for generator, state in own:
+            if state is not None:
+                _set_state(generator, state)
+
+
+def _state(generator: Any) -> Any | None:
+    """Of a generator of numpy, Python or PyTorch; None of anything else."""
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    torch = sys.modules.get("torch")
+    if isinstance(generator, np.random.RandomState) or (torch and isinstance(generator, torch.Generator)):
+        return generator.get_state()
+    return None
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
 
 
 def captured() -> dict[str, Any]:

@@ -67,7 +67,13 @@ def checked(snapshots: Any) -> Keeping | None:
 
 @contextlib.contextmanager
 def kept(
-    model: Any, arguments: dict[str, Any], keeping: Keeping | None, *, backend: Backend, tell: Callable[[str], None]
+    model: Any,
+    arguments: dict[str, Any],
+    keeping: Keeping | None,
+    *,
+    backend: Backend,
+    tell: Callable[[str], None],
+    looks: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Gives the arguments for ``fit`` with which the run is kept; its snapshots are removed when it has ended well.
 
@@ -79,6 +85,7 @@ def kept(
         keeping: Where and how often; None keeps nothing.
         backend: The current backend.
         tell: Takes what happens, in sentences for the report.
+        looks: Whether ``fit`` draws a batch before its first epoch.
 
     Raises:
         SnapshotError: The snapshots in the folder are of another model or call, or cannot be read; or another run keeps
@@ -89,7 +96,7 @@ def kept(
         return
     store = Store(keeping.folder)
     with store.held():
-        keeper = Keeper(model, arguments, Run(store, keeping, backend, tell))
+        keeper = Keeper(model, arguments, Run(store, keeping, backend, tell, looks))
         with _ended_gently(keeper):
             try:
                 yield keeper.arguments
@@ -125,12 +132,14 @@ def completed(model: Any, arguments: dict[str, Any], keeping: Keeping) -> Any | 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a keeper works with: where snapshots go, how often, the backend, and who is told what happens."""
+    """What a keeper works with: where snapshots go, how often, the backend, who is told what happens, and whether ``fit``
+    draws a batch before its first epoch."""
 
     store: Store
     keeping: Keeping
     backend: Backend
     tell: Callable[[str], None]
+    looks: bool = False
 
 
 class Keeper(keras.callbacks.CallbackList):
@@ -167,6 +176,7 @@ class Keeper(keras.callbacks.CallbackList):
         self._epoch = 0
         # A generator that is drawn from ahead of the steps brings the random generators to where they were by itself.
         self._draws_ahead = run.backend.draws_ahead and isinstance(arguments.get("x"), types.GeneratorType)
+        self._replays = kept_call.replays(arguments, looks=run.looks)
         self._failures: set[str] = set()
         self._done: tuple[Position, Any] | None = None
         self._is_kept = False
@@ -176,7 +186,7 @@ class Keeper(keras.callbacks.CallbackList):
             kept_call.check_call(self._call, self._resumed.call)
             at = self._resumed.position
             run.tell(f"goes on from a snapshot: epoch {at.epoch + 1}, {at.step} of its batches done")
-        self.arguments = {**kept_call.resumed_arguments(arguments, self._resumed), "callbacks": self}
+        self.arguments = {**kept_call.resumed_arguments(arguments, self._resumed, looks=run.looks), "callbacks": self}
         super().__init__([], model=None)
         keras.callbacks.Callback.set_model(self, model)
         self.callbacks, self.params = self._inner.callbacks, self._inner.params
@@ -198,7 +208,7 @@ class Keeper(keras.callbacks.CallbackList):
         run_state.check_specs(self._model, found.specs)
         if kept_call.is_over(found.position, self.arguments):
             self._go_on(found)
-        elif kept_call.replays(self.arguments):
+        elif self._replays:
             self._pass_over(found)
         elif found.position.step == 0:
             self._data.restore(found.data)
@@ -224,7 +234,7 @@ class Keeper(keras.callbacks.CallbackList):
             self._restore(found)
             self._epoch_random, self._data_state = found.random["epoch"], found.data
             self._restore_random(self._epoch_random, first=not self._epochs)
-        if kept_call.replays(self.arguments):
+        if self._replays:
             self._epochs.append(self._epoch_random)
         elif found is not None:
             self._data.restore(found.data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from typing import Any
 
-from memfit.backends import keras_data, pipelines
+from memfit.backends import keras_data, keras_order, pipelines
 from memfit.errors import SnapshotError
 from memfit.guarding.snapshot import Position, Snapshot
 
@@ -43,22 +43,29 @@ def is_over(position: Position, arguments: dict[str, Any]) -> bool:
     return position.finished or position.epoch >= arguments.get("epochs", 1)
 
 
-def replays(arguments: dict[str, Any]) -> bool:
-    """Whether the data is one stream over all epochs, which can only be gone through again from its start."""
+def replays(arguments: dict[str, Any], *, looks: bool) -> bool:
+    """Whether the data is one stream over all epochs, which can only be gone through again from its start.
+
+    Args:
+        arguments: Of ``fit``, by name.
+        looks: Whether ``fit`` draws a batch before its first epoch.
+    """
     x = arguments.get("x")
     tools = pipelines.tools_for(x)
     reshuffled = tools is not None and any(stage.kind == "shuffle" for stage in tools.stages(x))
+    if keras_order.is_carried_over(x, arguments.get("steps_per_epoch"), looks=looks):
+        return True
     return isinstance(x, types.GeneratorType) or reshuffled or bool(arguments.get("steps_per_epoch"))
 
 
-def resumed_arguments(arguments: dict[str, Any], found: Snapshot | None) -> dict[str, Any]:
+def resumed_arguments(arguments: dict[str, Any], found: Snapshot | None, *, looks: bool) -> dict[str, Any]:
     """The arguments with which ``fit`` comes to where a snapshot was taken."""
     if found is None:
         return arguments
     epochs, position = arguments.get("epochs", 1), found.position
     if is_over(position, arguments):
         return {**arguments, "initial_epoch": epochs}
-    if not replays(arguments):
+    if not replays(arguments, looks=looks):
         return {**arguments, "initial_epoch": position.epoch}
     every = arguments.get("validation_freq", 1)
     wanted = every if not isinstance(every, int) else range(every, epochs + 1, every)

@@ -100,8 +100,8 @@ def run_capped(
     """Runs a command under a memory cap, and waits for it.
 
     The command and everything that it starts have ended when this returns or raises, a ``KeyboardInterrupt`` included.
-    The child's standard input is empty but for what ``Fed`` gives it. It is a session of its own, and is the kernel's first choice
-    when the machine runs out of memory. On Linux it also ends when the thread that called this does.
+    The child's standard input is empty but for what ``Fed`` gives it. It is a session of its own, and the kernel's first
+    choice when the machine runs out of memory. On Linux it also ends when the thread that called this does.
 
     Args:
         argv: The program and its arguments, or these with what it reads; a program without a folder is looked for in

@@ -1,4 +1,4 @@
-"""The child of a trial: ``python -m memfit.probing.trial_child``. Reads the job from its standard input, prints what it took."""
+"""The child of a trial, ``python -m memfit.probing.trial_child``: reads the job from its input, prints what it took."""
 
 from __future__ import annotations
 

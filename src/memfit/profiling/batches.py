@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from memfit.backends import keras_data, keras_seam, random_state
+from memfit.backends import keras_data, keras_order, keras_seam, random_state
 from memfit.backends.array_feed import ArrayFeed
 from memfit.errors import ArgumentError
 from memfit.records import TensorSpec
@@ -57,18 +57,13 @@ def described(arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:
         return dataclasses.replace(_tf_dataset(x, arguments), queued=_PREFETCHED), arguments
     if isinstance(x, keras.utils.PyDataset):
         # With one thread Keras has no queue, but that of TensorFlow; memfit's own data sets have one of their own.
-        has_queue = is_filled_ahead(x) or hasattr(x, "batch_spec")
+        has_queue = keras_order.is_filled_ahead(x) or hasattr(x, "batch_spec")
         queued = x.max_queue_size + x.workers if has_queue else _PREFETCHED
         reading = int(getattr(x, "reading_bytes", 0))
         return dataclasses.replace(_py_dataset(x, arguments), queued=queued, reading=reading), arguments
     if isinstance(x, types.GeneratorType):
         return _generator(x, arguments)
     return dataclasses.replace(_iterable(x, arguments), queued=_queued(x)), arguments
-
-
-def is_filled_ahead(dataset: Any) -> bool:
-    """Whether Keras fills a queue for a ``PyDataset``: with one thread alone it makes each batch as it is asked for."""
-    return bool(dataset.workers > 1 or (dataset.workers > 0 and dataset.use_multiprocessing))
 
 
 def spec_of(batch: Any) -> Any | None:
@@ -161,7 +156,8 @@ def _py_dataset(dataset: Any, arguments: dict[str, Any]) -> Batches:
         raise ArgumentError("The data is empty. Received: a PyDataset of 0 batches. Check what it was made from.")
 
     def sample(count: int) -> Any:
-        return _cut(keras.utils.unpack_x_y_sample_weight(dataset[0]), count)
+        with random_state.preserved(owner=dataset):
+            return _cut(keras.utils.unpack_x_y_sample_weight(dataset[0]), count)
 
     known = getattr(dataset, "batch_spec", None)  # memfit.data knows its shapes without reading
     if known is None:
@@ -194,7 +190,7 @@ def _iterable(data: Any, arguments: dict[str, Any]) -> Batches:
 
 def _first_of(data: Any) -> Callable[[int], Any]:
     def sample(count: int) -> Any:
-        with random_state.preserved():
+        with random_state.preserved(owner=data):
             first = next(iter(data), None)
         if first is None:
             raise ArgumentError(f"The data is empty. Received: a {type(data).__name__} of 0 batches.")
