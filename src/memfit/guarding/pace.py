@@ -10,6 +10,9 @@ import numpy as np
 _BYTES_PER_SECOND = 100e6
 """What a first snapshot is taken to be written at, until one has been measured."""
 
+_FIRST_WAITS = 4
+"""Least intervals before the first snapshot: its bytes do not tell how long the disk lets it wait, 10 to 20 ms as a rule."""
+
 _AFTER_FAILURE_SECONDS = 30.0
 
 
@@ -34,6 +37,7 @@ class Pace:
         if self._cost is None:
             num_bytes = sum(int(np.prod(variable.shape)) * 4 for variable in variables)
             self._set(num_bytes / _BYTES_PER_SECOND)
+            self._interval = max(self._interval, _FIRST_WAITS * self._least_seconds)
 
     def is_due(self) -> bool:
         """Whether so much time has gone by that a snapshot costs no more than its share."""
