@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -70,7 +71,7 @@ def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> t
                 smaller=run.put_half,
                 log=log.add,
                 keep=keep,
-                hold_less=lambda: given.hold_less(arguments) + queues.hold_less(arguments, prepared.queue),
+                hold_less=functools.partial(given.hold_less, arguments, prepared.queue),
             )
             callbacks = [attention]
             if prepared.backend.step_costs().own_pages is not None:  # tensors lie on the C library's heap

@@ -13,6 +13,7 @@ import pytest
 import memfit
 from memfit import carrying_out
 from memfit.budgeting.ceiling import Ceiling
+from memfit.data.synthetic_images import write_image_folder
 from memfit.errors import OutOfMemoryError
 from memfit.guarding import attention, snapshot
 from memfit.guarding.attention import Attention
@@ -114,6 +115,38 @@ def test_where_no_smaller_plan_is_left_training_ends_whole_and_says_what_grew(ma
     assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 4
     assert all(np.isfinite(weights).all() for weights in model.get_weights())
     model.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize(("room", "stalled"), [(180 * MIB, None), (10_000 * MIB, 0.5), (80 * MIB, None)])
+def test_at_the_soft_mark_a_cache_in_memory_is_given_back_and_the_result_stays(
+    machine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, room: int, stalled: float | None
+) -> None:
+    write_image_folder(tmp_path / "photos", num_images=24, num_classes=2, image_size=(16, 16))
+
+    def images() -> Any:
+        return memfit.data.image_folder(tmp_path / "photos", image_size=(16, 16), batch_size=4, seed=1, cache="memory")
+
+    def model() -> Any:
+        keras.utils.set_random_seed(0)
+        made = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()])
+        made.add(keras.layers.Dense(2))
+        made.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return made
+
+    ours, plain = model(), model()
+    plain.fit(images(), epochs=3, verbose=0, shuffle=False)
+    machine({9: room, 10: 10_000 * MIB})
+    monkeypatch.setattr(attention.stalls, "stalled_share", lambda: stalled)
+    training = images()
+    history = memfit.fit(ours, training, epochs=3, verbose=0, shuffle=False)
+    said = [event.message for event in history.memfit.events if event.kind == "pressure"]
+    assert sum("of a cache in memory were given back" in sentence for sentence in said) == 1, said
+    assert sum("one batch is made ahead" in sentence for sentence in said) == 1, said
+    whole = 24 * 16 * 16 * 3
+    assert training.source.growing_bytes + training.source.held_bytes >= whole  # and may be filled again
+    assert training.source.growing_bytes > 0
+    for a, b in zip(ours.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def drawn() -> Iterator[Any]:

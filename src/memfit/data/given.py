@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from memfit.backends import pipelines as frameworks
-from memfit.data import pipelines
+from memfit.data import pipelines, queues
 from memfit.data.pipeline import Pipeline
+from memfit.units import text
 
 _SHARE = 0.25
 """Of the room that the budget leaves on the host, what pipelines may hold: the rest is for the step and its batches."""
@@ -55,13 +56,34 @@ def ended(arguments: dict[str, Any]) -> Iterator[None]:
             pipeline.hold_as_asked()
 
 
-def hold_less(arguments: dict[str, Any]) -> int:
-    """Has memfit's own data sets make one batch ahead alone for the rest of the run.
+def hold_less(arguments: dict[str, Any], queue: queues.Queue | None, wanted: int | None) -> tuple[str, ...]:
+    """Has the data sets of a run hold less for the rest of it: one batch ahead alone, and less in caches in memory.
+
+    Args:
+        arguments: Of ``fit``, by name.
+        queue: Of the training data, where Keras fills one.
+        wanted: Bytes that caches are to give back; None for half of what they hold.
 
     Returns:
-        The bytes that they hold less at the most.
+        What it came to, in sentences.
     """
-    return sum(pipeline.hold_less() for pipeline in _own(arguments))
+    pipelines_here = _own(arguments)
+    fewer = sum(pipeline.hold_less() for pipeline in pipelines_here) + queues.hold_less(arguments, queue)
+    sources = {id(pipeline.source): pipeline.source for pipeline in pipelines_here}.values()
+    left, given, growing = wanted, 0, sum(source.growing_bytes for source in sources)
+    for source in sources:
+        share = source.held_bytes // 2 if left is None else left
+        freed = source.give_back(share) if share > 0 else 0
+        given += freed
+        left = None if left is None else left - freed
+    sentences = []
+    if fewer:
+        sentences.append(f"one batch is made ahead from here on, {text(fewer)} less")
+    if given:
+        sentences.append(f"{text(given)} of a cache in memory were given back, and are made anew from here on")
+    elif growing > sum(source.growing_bytes for source in sources):
+        sentences.append("a cache in memory is filled no further")
+    return tuple(sentences)
 
 
 def _own(arguments: dict[str, Any]) -> list[Pipeline]:

@@ -31,6 +31,9 @@ from memfit.units import text
 
 _SHARE_OF_FREE = 0.25
 
+_BLOCK_BYTES = 8 * 2**20
+"""Of a block of a cache in memory: what is given back at once, and a part of the address space of its own."""
+
 
 class Cache(Protocol):
     """Keeps the pixels of samples. Safe to use from several threads.
@@ -55,6 +58,12 @@ class Cache(Protocol):
 
     def pixels(self, sample: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """A sample's pixels, decoded at the first call."""
+
+    def give_back(self, num_bytes: int) -> int:
+        """Gives back memory, so many bytes where it holds that much, and takes no more; returns the bytes."""
+
+    def fill_again(self) -> None:
+        """Memory may be taken again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +140,10 @@ def made(choice: CacheChoice, files: FileTable, reader: ImageReader) -> tuple[Ca
 
 
 class MemoryCache:
-    """Pixels in one array, whose pages the system hands out as they are filled.
+    """Pixels in blocks of some MiB, whose pages the system hands out as they are filled.
 
-    A copy for another process begins empty.
+    Where memory runs short blocks are given back, and what was in them is decoded again; it is not filled any further then,
+    until ``fill_again``. A copy for another process begins empty.
 
     Args:
         shape: (num_samples, height, width, channels).
@@ -142,33 +152,69 @@ class MemoryCache:
     kind = "memory"
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self._pixels = np.empty(shape, np.uint8)
+        self._shape = shape
+        self._sample_bytes = math.prod(shape[1:])
+        self._rows = max(1, _BLOCK_BYTES // max(1, self._sample_bytes))
+        self._blocks: list[np.ndarray | None] = [None] * -(-shape[0] // self._rows)
         self._filled = np.zeros(shape[0], bool)
+        self._fills = True
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> tuple[int, ...]:
-        return self._pixels.shape
+        return self._shape
 
     def __setstate__(self, shape: tuple[int, ...]) -> None:
         self.__init__(shape)  # type: ignore[misc]
 
     @property
     def held_bytes(self) -> int:
-        return int(self._filled.sum()) * self._pixels[0].nbytes + self._filled.nbytes
+        return int(self._filled.sum()) * self._sample_bytes + self._filled.nbytes
 
     @property
     def growing_bytes(self) -> int:
-        return self._pixels.nbytes + self._filled.nbytes - self.held_bytes
+        return math.prod(self._shape) + self._filled.nbytes - self.held_bytes if self._fills else 0
 
     @property
     def is_begun(self) -> bool:
         return bool(self._filled.any())
 
     def pixels(self, sample: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        # The flag comes after the pixels: at worst two threads write the same.
-        if not self._filled[sample]:
-            self._pixels[sample] = decode()
-            self._filled[sample] = True
-        return self._pixels[sample]
+        number, row = divmod(sample, self._rows)
+        # Both are asked for without the lock: a block that is given back does not come again while anybody reads.
+        block = self._blocks[number]
+        if block is not None and self._filled[sample]:
+            return block[row]
+        pixels = decode()
+        with self._lock:
+            if self._fills:
+                self._block(number)[row] = pixels
+                self._filled[sample] = True
+        return pixels
+
+    def give_back(self, num_bytes: int) -> int:
+        """Gives blocks back until so many bytes are free, the last ones first; returns the bytes of the samples in them."""
+        freed = 0
+        with self._lock:
+            self._fills = False
+            for number in reversed(range(len(self._blocks))):
+                if freed >= num_bytes:
+                    break
+                rows = slice(number * self._rows, (number + 1) * self._rows)
+                freed += int(self._filled[rows].sum()) * self._sample_bytes
+                self._blocks[number] = None
+                self._filled[rows] = False
+        return freed
+
+    def fill_again(self) -> None:
+        """From here on what is decoded is kept again."""
+        self._fills = True
+
+    def _block(self, number: int) -> np.ndarray:
+        block = self._blocks[number]
+        if block is None:
+            rows = min(self._rows, self._shape[0] - number * self._rows)
+            block = self._blocks[number] = np.empty((rows, *self._shape[1:]), np.uint8)
+        return block
 
 
 class DiskCache:
@@ -222,6 +268,13 @@ class DiskCache:
                 if self._num_left == 0:
                     self._finish()
         return pixels
+
+    def give_back(self, num_bytes: int) -> int:
+        """Nothing: the system drops pages of a file by itself."""
+        return 0
+
+    def fill_again(self) -> None:
+        """Nothing was stopped."""
 
     def _is_whole(self) -> bool:
         """Whether the folder holds a finished cache of this shape; anything else does not count."""

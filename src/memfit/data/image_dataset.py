@@ -59,6 +59,13 @@ class ImageSource(Source):
     def growing_bytes(self) -> int:
         return 0 if self._cache is None else self._cache.growing_bytes
 
+    def give_back(self, num_bytes: int) -> int:
+        return 0 if self._cache is None else self._cache.give_back(num_bytes)
+
+    def fill_again(self) -> None:
+        if self._cache is not None:
+            self._cache.fill_again()
+
     def bound(self, room: int) -> str:
         """Chooses the cache anew for this room, where memfit is free to and it holds nothing yet."""
         cache = self._cache

@@ -138,7 +138,8 @@ class Pipeline(keras.utils.PyDataset):
         return (depth - self._depth) * self._batch_bytes
 
     def hold_as_asked(self) -> None:
-        """Makes as many batches ahead as its options say."""
+        """Makes as many batches ahead as its options say, and fills its cache."""
+        self.source.fill_again()
         self._depth = self.options.depth(self._batch_bytes) if self.options.workers else 0
         self._ahead.limit(self._depth)
 

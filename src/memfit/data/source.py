@@ -68,6 +68,13 @@ class Source(abc.ABC):
         """Told before a run how many bytes it may grow by; gives a sentence about that for the user, or an empty text."""
         return ""
 
+    def give_back(self, num_bytes: int) -> int:
+        """Told that memory runs short: gives back so much of a cache, and fills it no further; returns the bytes."""
+        return 0
+
+    def fill_again(self) -> None:  # noqa: B027
+        """Told at the end of a run that a cache may be filled again."""
+
     @property
     def reading_bytes(self) -> int:
         """The most bytes that one thread takes while it makes rows, beside the batch itself."""

@@ -5,8 +5,8 @@ to the kernel's limit (control group, machine, resource limits), against what st
 between them. A run that uses its budget to the last MiB, as it was planned to, is left alone.
 
 - Soft mark: room for less than two such steps, or programs waiting for memory. Queues of batches shrink, garbage is
-  collected, caches and freed pages go back to the system, at most every ten seconds, and ever more seldom where it does not
-  help.
+  collected, freed pages go back to the system, and where that is too little so much of memfit's own caches of data as is
+  wanting, half of them where programs wait; at most every ten seconds, and ever more seldom where it does not help.
 - Hard mark: room for less than one. After a release that does not help, a run that is kept takes a snapshot, and the plan is
   made smaller; where there is no smaller one and next to nothing is left, training ends with an error while the weights
   are whole.
@@ -50,7 +50,8 @@ class Attention(keras.callbacks.Callback):
         log: Called with the kind and the sentence of an event.
         keep: Takes a snapshot, at the hard mark; gives whether there is one. The run's keeper then calls ``between_batches``,
             at a moment at which a snapshot may be taken. None where the run is not kept: it looks as a batch begins.
-        hold_less: Called at the soft mark: has queues of batches shrink for the rest of the run, and gives by how many bytes.
+        hold_less: Called at the soft mark with bytes, or None for half: has queues of batches shrink for the rest of the run
+            and caches in memory give back so much; gives what it came to, in sentences.
     """
 
     async_safe = True
@@ -64,7 +65,7 @@ class Attention(keras.callbacks.Callback):
         smaller: Callable[[str], bool],
         log: Callable[[str, str], None],
         keep: Callable[[], bool] | None = None,
-        hold_less: Callable[[], int] = lambda: 0,
+        hold_less: Callable[[int | None], tuple[str, ...]] = lambda wanted: (),
     ) -> None:
         super().__init__()
         self._watcher = watcher
@@ -85,6 +86,7 @@ class Attention(keras.callbacks.Callback):
         self._start: Ceiling | None = None
         self._start_held = 0
         self._has_nothing_smaller = False
+        self._data_gives = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self._keep is None:
@@ -128,7 +130,7 @@ class Attention(keras.callbacks.Callback):
         if room >= 2 * self._need + reserve and not stalled:
             return
         if now >= self._next_release:
-            freed = self._released(held)
+            freed = self._released(2 * self._need + reserve - room, stalled=stalled)
             room += freed
             helped = freed >= reserve
             self._release_interval = (
@@ -137,23 +139,43 @@ class Attention(keras.callbacks.Callback):
             self._next_release = now + self._release_interval
         growing = reserve if self._levels.growth() is not None else 0
         if room < self._need + growing:
+            room += self._given_back(2 * self._need + reserve - room)
+        if room < self._need + growing:
             self._short(room, reserve)
 
-    def _released(self, held: int) -> int:
-        """Gives back what can be given back; returns the bytes."""
-        fewer = self._hold_less()
-        if fewer:
-            self._log(
-                "pressure", f"host memory ran short: one batch is made ahead from here on, {units.text(fewer)} less"
-            )
-        self._backend.release()
-        self._level = self._watcher.held()
-        freed = held - self._level
+    def _released(self, short: int, *, stalled: bool) -> int:
+        """Gives back what can be given back; returns the bytes.
+
+        Args:
+            short: Bytes that are wanting.
+            stalled: Whether programs wait for memory, however much seems to be left.
+        """
+        freed = self._hold(0)
+        if stalled or freed < short:
+            freed += self._given_back(None if stalled else short - freed)
         if freed >= units.MIB:
             self._log(
                 "pressure", f"host memory ran short: {units.text(freed)} of caches and freed pages were given back"
             )
         return max(0, freed)
+
+    def _given_back(self, wanted: int | None) -> int:
+        """As ``_hold`` of caches, until they have no more to give."""
+        return self._hold(wanted) if self._data_gives else 0
+
+    def _hold(self, wanted: int | None) -> int:
+        """Has the data hold less and pages go back; returns the bytes."""
+        before = self._level
+        sentences = self._hold_less(wanted)
+        for sentence in sentences:
+            self._log("pressure", f"host memory ran short: {sentence}")
+        if wanted != 0:
+            self._data_gives = bool(sentences)
+            if not sentences:
+                return 0
+        self._backend.release()
+        self._level = self._watcher.held()
+        return before - self._level
 
     def _short(self, room: int, reserve: int) -> None:
         reason = self._what_grew(room)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import os
 import pathlib
 import pickle
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -156,3 +159,46 @@ def test_the_name_of_a_cache_changes_with_files_and_options(tmp_path: pathlib.Pa
     assert image_cache.fingerprint(files.take(np.array([0, 1])), ImageReader(ImageOptions(image_size=(4, 4)))) != first
     os.utime(tmp_path / "1.png", (1, 1))
     assert name() != first
+
+
+def test_a_cache_in_memory_gives_back_what_is_wanted_and_makes_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_cache, "_BLOCK_BYTES", 2 * 6)  # two samples
+    cache = MemoryCache(SHAPE)
+    for sample in range(5):
+        cache.pixels(sample, functools.partial(pixels, sample))
+    assert cache.held_bytes == 5 * 6 + 5
+    held = cache.pixels(4, never)
+    assert cache.give_back(7) == 6 + 12  # the last sample stands alone in its block
+    assert held.tolist() == pixels(4).tolist()
+    assert cache.held_bytes == 2 * 6 + 5
+    assert cache.growing_bytes == 0
+    assert cache.pixels(1, never).tolist() == pixels(1).tolist()
+    for _ in range(2):  # and is not kept
+        assert cache.pixels(3, lambda: pixels(3)).tolist() == pixels(3).tolist()
+    with pytest.raises(AssertionError, match="decoded again"):
+        cache.pixels(3, never)
+    assert cache.give_back(10**9) == 2 * 6
+    assert not cache.is_begun
+    cache.fill_again()
+    cache.pixels(3, lambda: pixels(3))
+    assert cache.pixels(3, never).tolist() == pixels(3).tolist()
+
+
+def test_a_cache_gives_back_while_others_read_and_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_cache, "_BLOCK_BYTES", 2 * 6)
+    cache = MemoryCache((64, *SHAPE[1:]))
+    wrong: list[int] = []
+
+    def read() -> None:
+        for turn in range(2000):
+            sample = (7 * turn) % 64
+            if (cache.pixels(sample, functools.partial(pixels, sample)) != sample).any():
+                wrong.append(sample)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        cache.give_back(12)
+        time.sleep(0.001)
+    assert wrong == []
