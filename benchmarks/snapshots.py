@@ -35,7 +35,7 @@ TARGET = 0.01
 class Measures(keras.callbacks.Callback):
     """Times each snapshot in the process that trains, and ends the run after some seconds. Lists come back from a worker."""
 
-    async_safe = True
+    async_safe = True  # as memfit's own are: what Keras does at the end of a batch is the same with and without
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Measures(keras.callbacks.Callback):
         if self.left <= 0:
             self.left = 20
             if time.perf_counter() - self.begun[0] > self.limit:
-                self.model.stop_training = True
+                self._model.stop_training = True  # on JAX ``model`` brings the state into the variables
 
     def on_train_end(self, logs: Any = None) -> None:
         self.ended.append(time.perf_counter())

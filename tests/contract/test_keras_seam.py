@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from keras.src.trainers.data_adapters import py_dataset_adapter
 
-from memfit.backends import keras_data, keras_graph, keras_losses, keras_optimizer, keras_saving, keras_seam
+from memfit.backends import (
+    keras_data,
+    keras_graph,
+    keras_losses,
+    keras_optimizer,
+    keras_order,
+    keras_saving,
+    keras_seam,
+)
 from memfit.records import TensorSpec
 
 
@@ -74,6 +84,46 @@ def test_the_number_of_batches_is_what_fit_tells_its_callbacks() -> None:
         built().fit(x, y, verbose=0, callbacks=[Told()], **arguments)
         found = keras_data.num_batches({"x": x, "y": y, **arguments})
         assert found == seen[-1], gone("trainers.data_adapters.get_data_adapter")
+
+
+def test_the_queue_of_a_dataset_keeps_what_was_made_and_not_asked_for() -> None:
+    class Numbers(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Any:
+            return np.full((1, 1), index, "float32"), np.zeros((1, 1), "float32")
+
+    def order(adapter: Any) -> list[int]:
+        adapter.on_epoch_begin()
+        iterator = iter(adapter.get_numpy_iterator())
+        next(iterator)
+        time.sleep(0.2)
+        adapter.on_epoch_end()
+        adapter.on_epoch_begin()
+        found = [int(x[0, 0]) for x, _ in adapter.get_numpy_iterator()]
+        adapter.on_epoch_end()
+        return found
+
+    data = Numbers(workers=2)
+    plain = py_dataset_adapter.PyDatasetAdapter(data)
+    assert order(plain) == [1, 2, 3, 0], gone("OrderedEnqueuer.stop, which keeps batches for the next epoch")
+    ours = keras_order.QueuedDataset(data, workers=2, waiting=1, class_weight=None, shuffle=False)
+    assert order(ours) == [1, 2, 3, 0], gone("OrderedEnqueuer (indices, get, stop, is_running)")
+    assert ours.enqueuer.ready_queue.empty(), gone("OrderedEnqueuer.ready_queue")
+    assert ours.enqueuer.future_queue.maxsize == 1, gone("OrderedEnqueuer.future_queue")
+
+
+def test_fit_builds_through_the_method_on_the_model_with_its_iterator() -> None:
+    model, seen = built(), []
+    draws = not hasattr(model, "_maybe_symbolic_build")
+    keras_seam.set_attribute(
+        model, "_symbolic_build", lambda iterator=None, data_batch=None: seen.append((iterator, data_batch))
+    )
+    model.fit(np.zeros((2, 3), "float32"), np.zeros((2, 2), "float32"), verbose=0)
+    keras_seam.remove_attribute(model, "_symbolic_build")
+    assert bool(seen) == draws, gone("Trainer._symbolic_build or Trainer._maybe_symbolic_build")
+    assert all(iterator is not None and data_batch is None for iterator, data_batch in seen)
 
 
 def test_the_global_seed_generator_is_found() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from typing import Any
 
@@ -75,10 +76,13 @@ def test_batches_of_changing_shapes_that_fit_are_left_alone() -> None:
 class Images(keras.utils.PyDataset):
     """Batches of 4 MiB."""
 
+    made = 0
+
     def __len__(self) -> int:
         return 6
 
     def __getitem__(self, index: int) -> Any:
+        self.made += 1
         return np.full((1, 1024, 1024), index, "float32"), np.ones((1, 1), "float32")
 
 
@@ -89,14 +93,26 @@ def flat() -> Any:
     return built
 
 
+class Many(Images):
+    """More than its queue is allowed to hold."""
+
+    def __len__(self) -> int:
+        return 30
+
+
 @pytest.mark.parametrize("raises", [False, True])
-def test_a_queue_that_does_not_fit_is_smaller_for_the_run_and_then_the_users_again(raises: bool) -> None:
-    images = Images(workers=4, max_queue_size=100)
-    seen: list[int] = []
+def test_a_queue_that_does_not_fit_is_smaller_for_the_run_alone(raises: bool) -> None:
+    images = Many(workers=4, max_queue_size=100)
+    ahead: list[int] = []
 
     class Looks(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            images.made = 0
+
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            seen.append(images.workers + images.max_queue_size)
+            time.sleep(0.01)
+            ahead.append(images.made - batch - 1)
+            assert (images.workers, images.max_queue_size) == (4, 100)
             if raises and batch == 2:
                 raise KeyboardInterrupt
 
@@ -106,16 +122,48 @@ def test_a_queue_that_does_not_fit_is_smaller_for_the_run_and_then_the_users_aga
         with pytest.raises(KeyboardInterrupt):
             memfit.fit(flat(), images, **arguments)
     else:
-        history = memfit.fit(flat(), images, epochs=2, **arguments)
+        history = memfit.fit(flat(), images, **arguments)
         (said,) = [event.message for event in history.memfit.events if "max_queue_size" in event.message]
         assert "workers=4 and max_queue_size=100 hold 104 batches, 416 MiB" in said
-    assert seen
-    assert max(seen) <= 13
+    assert ahead
+    assert max(ahead) <= 15
     assert (images.workers, images.max_queue_size) == (4, 100)
 
 
+def test_a_queue_that_changes_between_epochs_has_its_size_lent() -> None:
+    class Reshuffled(Images):
+        def on_epoch_end(self) -> None:
+            seen.append(self.workers + self.max_queue_size)
+
+    seen: list[int] = []
+    images = Reshuffled(workers=4, max_queue_size=10)
+    queue = queues.Queue(1, 2, "smaller")
+    with queues.applied({"x": images, "steps_per_epoch": 3}, queue, looks=False) as arguments:
+        assert arguments["x"] is images
+        assert (images.workers, images.max_queue_size) == (1, 2)
+    assert (images.workers, images.max_queue_size) == (4, 10)
+
+
+def test_at_the_soft_mark_one_batch_waits_in_a_users_queue() -> None:
+    images = Many(workers=2, max_queue_size=10)
+    with queues.applied({"x": images, "shuffle": False}, queues.Queue(2, 10, "", 4 * MIB), looks=False) as arguments:
+        fed = arguments["x"]
+        fed.on_epoch_begin()
+        order = iter(fed.get_numpy_iterator())
+        numbers = [int(next(order)[0][0, 0, 0]) for _ in range(3)]
+        assert queues.hold_less(arguments, queues.Queue(2, 10, "", 4 * MIB)) == 9 * 4 * MIB
+        assert queues.hold_less(arguments, queues.Queue(2, 10, "", 4 * MIB)) == 0
+        numbers += [int(next(order)[0][0, 0, 0]) for _ in range(20)]
+        time.sleep(0.2)
+        assert images.made - len(numbers) <= 1 + 1 + 1  # waiting, about to, taken
+        numbers += [int(batch[0][0, 0, 0]) for batch in order]
+        fed.on_epoch_end()
+    assert numbers == list(range(30))
+
+
 def test_queues_that_fit_or_are_none_stay() -> None:
-    assert queues.bounded(Images(workers=4, max_queue_size=10), 4 * MIB, 400 * MIB) is None
+    own = queues.bounded(Images(workers=4, max_queue_size=10), 4 * MIB, 400 * MIB)
+    assert own == queues.Queue(4, 10, "", 4 * MIB)
     assert queues.bounded(Images(workers=1, max_queue_size=10), 4 * MIB, 4 * MIB) is None
     smallest = queues.bounded(Images(workers=4, max_queue_size=10), 4 * MIB, 4 * MIB)
     assert smallest is not None
