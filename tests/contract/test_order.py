@@ -15,12 +15,14 @@ import memfit
 from memfit.backends import keras_seam
 
 N = 9
-LOOKS = keras_seam.framework() != "tensorflow"
 
 
 def batch(index: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(index)
     return rng.normal(size=(4, 3)).astype("float32"), rng.normal(size=(4, 1)).astype("float32")
+
+
+X, Y = (np.concatenate(part) for part in zip(*map(batch, range(N)), strict=True))
 
 
 class Data(keras.utils.PyDataset):
@@ -77,16 +79,13 @@ def generator() -> Iterator[Any]:
 def tf_data() -> Any:
     import tensorflow as tf
 
-    pairs = [batch(index) for index in range(N)]
-    x, y = (np.concatenate(part) for part in zip(*pairs, strict=True))
-    return tf.data.Dataset.from_tensor_slices((x, y)).shuffle(36, seed=5).batch(4)
+    return tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(36, seed=5).batch(4)
 
 
 def loader() -> Any:
     torch = pytest.importorskip("torch")
-    pairs = [batch(index) for index in range(N)]
-    tensors = [torch.from_numpy(np.concatenate(part)) for part in zip(*pairs, strict=True)]
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors), batch_size=4, shuffle=True)
+    pairs = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    return torch.utils.data.DataLoader(pairs, batch_size=4, shuffle=True)
 
 
 def unbuilt() -> Any:
@@ -118,6 +117,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any]]] = 
     "queue, shuffled between epochs": (with_input, lambda: Shuffled(workers=2), {"shuffle": False}),
     "queue, part of an epoch": (unbuilt, lambda: Data(workers=2), {"shuffle": False, "steps_per_epoch": 5}),
     "generator": (unbuilt, generator, {"steps_per_epoch": N}),
+    "arrays": (unbuilt, lambda: X, {"y": Y, "batch_size": 4}),
 }
 if keras_seam.framework() == "tensorflow":
     CASES["tf.data"] = (unbuilt, tf_data, {})
@@ -125,11 +125,11 @@ if keras_seam.framework() == "torch":
     CASES["loader"] = (unbuilt, loader, {})
 
 
-def trained(fit: Callable[..., Any], name: str, data: Any = None, **more: Any) -> tuple[list[np.ndarray], Any]:
+def trained(fit: Callable[..., Any], name: str, **more: Any) -> tuple[list[np.ndarray], Any]:
     keras.utils.set_random_seed(11)
     make, make_data, arguments = CASES[name]
     model = make()
-    fit(model, make_data() if data is None else data, epochs=3, verbose=0, **arguments, **more)
+    fit(model, make_data(), epochs=3, verbose=0, **arguments, **more)
     return model.get_weights(), random.getstate()
 
 
@@ -201,3 +201,12 @@ def test_a_run_that_goes_on_keeps_the_order(name: str, tmp_path: Any) -> None:
     actual, _ = trained(memfit.fit, name, snapshots=keeping)
     for one, other in zip(expected, actual, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["queue of all, shuffled", "arrays"])
+def test_a_worker_process_keeps_the_order(name: str) -> None:
+    expected, state = trained(keras.Model.fit, name)
+    actual, own_state = trained(memfit.fit, name, isolate=True)
+    for one, other in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+    assert own_state == state
