@@ -153,6 +153,14 @@ def test_a_smaller_queue_gives_the_order_of_the_users_own(name: str, monkeypatch
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["shuffled between epochs", *({"tf.data", "loader"} & CASES.keys())])
+def test_looking_at_samples_draws_nothing(name: str) -> None:
+    expected, _ = trained(keras.Model.fit, name)
+    actual, _ = trained(memfit.fit, name, micro_batch_size=2)
+    for one, other in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+
+
 def test_a_plan_before_the_run_changes_nothing() -> None:
     def planned(model: Any, data: Any, **arguments: Any) -> Any:
         memfit.plan(model, data, **arguments)

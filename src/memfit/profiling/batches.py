@@ -11,8 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from memfit.backends import keras_data, keras_order, keras_seam, random_state
+from memfit.backends import keras_data, keras_order, keras_seam, pipelines, random_state
 from memfit.backends.array_feed import ArrayFeed
+from memfit.backends.pipeline_records import Change
 from memfit.errors import ArgumentError
 from memfit.records import TensorSpec
 
@@ -191,12 +192,25 @@ def _iterable(data: Any, arguments: dict[str, Any]) -> Batches:
 def _first_of(data: Any) -> Callable[[int], Any]:
     def sample(count: int) -> Any:
         with random_state.preserved(owner=data):
-            first = next(iter(data), None)
+            first = next(iter(_unshuffled(data)), None)
         if first is None:
             raise ArgumentError(f"The data is empty. Received: a {type(data).__name__} of 0 batches.")
         return _cut(keras.utils.unpack_x_y_sample_weight(first), count)
 
     return sample
+
+
+def _unshuffled(data: Any) -> Any:
+    """A pipeline of a framework without its shuffles, which would draw their next order; other data as it is."""
+    tools = pipelines.tools_for(data)
+    if tools is None:
+        return data
+    stages = enumerate(tools.stages(data))
+    drops = tuple(Change(index, "drop") for index, stage in stages if stage.kind == "shuffle" and stage.changeable)
+    try:
+        return tools.rebuilt(data, drops, ram_budget=None) if drops else data
+    except ValueError:  # then its order is moved on
+        return data
 
 
 def _from_first(sample: Callable[[int], Any], arguments: dict[str, Any]) -> Batches:
