@@ -83,10 +83,11 @@ def applied(arguments: dict[str, Any], queue: Queue | None, *, looks: bool) -> I
         looks: Whether ``fit`` draws a batch before its first epoch.
     """
     dataset = arguments["x"]
-    if queue is None:
+    is_carried = keras_order.is_carried_over(dataset, arguments.get("steps_per_epoch"), looks=looks)
+    if queue is None or (is_carried and not queue.reason):  # what Keras keeps is not made twice
         yield arguments
         return
-    if dataset.num_batches is not None and not holds_what_changes(arguments, looks=looks):
+    if dataset.num_batches is not None and not (is_carried and keras_order.changes_between_epochs(dataset)):
         fed = keras_order.QueuedDataset(
             dataset,
             workers=queue.workers,
@@ -102,13 +103,6 @@ def applied(arguments: dict[str, Any], queue: Queue | None, *, looks: bool) -> I
         yield arguments
     finally:
         dataset.workers, dataset.max_queue_size = before
-
-
-def holds_what_changes(arguments: dict[str, Any], *, looks: bool) -> bool:
-    """Whether Keras' own queue would hand out batches of one epoch in the next, of a data set that changes between them."""
-    dataset = arguments["x"]
-    carried = keras_order.is_carried_over(dataset, arguments.get("steps_per_epoch"), looks=looks)
-    return carried and keras_order.changes_between_epochs(dataset)
 
 
 def hold_less(arguments: dict[str, Any], queue: Queue | None) -> int:
