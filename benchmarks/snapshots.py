@@ -196,8 +196,9 @@ def trained_kept(made: tuple[Any, np.ndarray, np.ndarray], seconds: float) -> di
 
 
 def machine() -> dict[str, Any]:
-    """How busy it is: other programs wait for the same cores and disk."""
-    return {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    """How busy it is, as other programs wait for the same cores and disk; and whether this one goes before them."""
+    is_first = hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER
+    return {"cores": os.cpu_count(), "load": os.getloadavg()[0], "realtime": is_first}
 
 
 def text(row: dict[str, Any]) -> str:
