@@ -343,6 +343,7 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
             tell=tell,
         ) as arguments,
     ):
+        recorder.add(watcher.held(), sampling=False)  # a run may end before the first sample is due
         watching = (monitor.Places(recorder),)
         prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments, watching=watching)
         history, decision = carried_out(model, prepared, watcher, log)
