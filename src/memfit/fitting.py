@@ -350,7 +350,14 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
     if prepared.backend.device_memory() is not None:
         prepared.backend.release()
     report = RunReport(
-        decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned, recorder.timeline()
+        decision.plan,
+        decision.profile,
+        log.events,
+        watcher.peak,
+        log.seconds,
+        planned,
+        recorder.timeline(),
+        planned=decision.planned,
     )
     if history is not None:
         history.memfit = report

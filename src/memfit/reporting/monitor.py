@@ -130,7 +130,7 @@ class MemoryMonitor(Places):
         return {name: value for name, value in vars(self).items() if name not in _OF_THIS_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.__dict__.update(state)
         self._model = None
         self._forget()
 
