@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from memfit.examining.reading import Chain, Names
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 """What ``image_dataset_from_directory`` takes for an image."""
 
+_MOST_FILES = 1_000_000
 _CHANNELS = {"grayscale": 1, "rgb": 3, "rgba": 4}
 _KEEP = frozenset({"cache", "prefetch", "shuffle", "with_options"})
 _MAKERS = frozenset({"zeros", "ones", "empty", "full", "rand", "randn", "random"})
@@ -206,7 +208,7 @@ def _passed(found: Elements, call: ast.Call, names: Names, folder: Path) -> Elem
         return dataclasses.replace(found, number=number)
     if name in ("repeat", "skip", "filter", "shard"):
         return dataclasses.replace(found, number=None)
-    return Elements()
+    return Elements(is_batched=found.is_batched)
 
 
 def _images(call: ast.Call, names: Names, folder: Path) -> Elements:
@@ -230,18 +232,28 @@ def _number_of_images(call: ast.Call, given: dict[str, ast.expr], names: Names, 
     labels = given.get("labels")
     if not isinstance(directory, str) or "class_names" in given:
         return None
-    path = next((one for one in (Path(directory), folder / directory) if one.is_dir()), None)
-    if path is None:
-        return None
-    inferred = labels is None or names.value(labels) == "inferred"
-    starts = [one for one in path.iterdir() if one.is_dir() and one.name[0] != "."] if inferred else [path]
-    number = sum(name.lower().endswith(_IMAGES) for start in starts for _, _, files in os.walk(start) for name in files)
-    if "validation_split" not in given:
+    path = next((one for one in (Path(directory), folder / directory) if os.path.isdir(one)), None)
+    number = None if path is None else _counted(path, labels is None or names.value(labels) == "inferred")
+    if "validation_split" not in given or number is None:
         return number
     share, subset = names.value(given["validation_split"]), names.value(given.get("subset"))
     if not isinstance(share, float) or subset not in ("training", "validation"):
         return None
     return int(share * number) if subset == "validation" else number - int(share * number)
+
+
+@functools.cache
+def _counted(folder: Path, by_class: bool) -> int | None:
+    """Images in a folder, or in the folders of classes in it; None where they cannot be counted, or not soon."""
+    number = seen = 0
+    for parent, folders, files in os.walk(folder):
+        if Path(parent) == folder and by_class:
+            files, folders[:] = [], [one for one in folders if not one.startswith(".")]
+        seen += len(files) + len(folders)
+        if seen > _MOST_FILES:
+            return None
+        number += sum(name.lower().endswith(_IMAGES) for name in files)
+    return number or None
 
 
 def _slices(call: ast.Call, names: Names) -> Elements:
@@ -257,5 +269,5 @@ def _dtype(name: Any) -> str | None:
     """numpy's name of a dtype; None where there is none of that name."""
     try:
         return np.dtype(name).name if name else None
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):
         return None

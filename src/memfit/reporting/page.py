@@ -104,21 +104,14 @@ def _predicted(report: RunReport) -> str:
 def _step(report: RunReport) -> str:
     """Which step the bytes by layer are of."""
     plan = report.plan
-    arranged = plan.summary.removeprefix("memfit: ")
     if report.planned is None:
-        whole = "" if report.profile is None else f" at batch size {report.profile.batch_size}"
-        return (
-            f"This is the plain step{whole}, not the one that was trained, whose bytes were not predicted ({arranged})."
-        )
+        trained = plan.summary.removeprefix("memfit: ")
+        return f"This is the plain step, not the one that was trained, whose bytes were not predicted ({trained})."
     if plan.micro_batch_size is None and not plan.levers:
         return f"The step that was trained: the plain one at batch size {report.planned.batch_size}."
     part = "the whole batch" if plan.micro_batch_size is None else f"one micro-batch of {plan.micro_batch_size}"
     also = f", {plan.levers.text}" if plan.levers else ""
-    left = (
-        ""
-        if plan.levers.remat is None
-        else " Of what is recomputed, what is there when most is there at once is shown."
-    )
+    left = "" if plan.levers.remat is None else " Of what is recomputed, that is shown which is there at the peak."
     return f"The step that was trained, with {part} in it{also}.{left}"
 
 

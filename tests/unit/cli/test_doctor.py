@@ -100,6 +100,7 @@ def test_a_pipeline_of_images_is_followed_to_what_it_holds(
             ": 24 KiB for each image of 64 x 32 x 3 float32, 23.4 MiB ",
         ),
         (").filter(f).cache()", ": 24 KiB for each image"),
+        (").filter(f).foo().cache()", ": its samples, times the bytes of one, which the code does not tell"),
         (").batch(2).cache()", ": its samples, times the bytes of one, which the code does not tell"),
         (")\nif some: ds = other\nds.cache()", ": its samples, times"),
         (")\nfor one in two:\n  ds.cache()\n  ds = other", ": its samples, times"),
@@ -118,6 +119,7 @@ def test_what_is_not_told_is_left_open_and_what_is_known_is_said(
     ("source", "text", "num_bytes"),
     [
         ("ds.batch(32).shuffle(100)", ": 3200 samples, times the bytes of one, which the code does not tell", None),
+        ("ds.batch(8).foo().shuffle(100)", "after batch: whole batches are held", None),
         ("ds.batch(n).shuffle(100)", ": its samples, times", None),
         ("from_tensor_slices((np.ones((50, 8), 'float32'), y)).cache()", ": 50 samples of 8 float32", 50 * 8 * 4),
         (

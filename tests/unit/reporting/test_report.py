@@ -98,7 +98,10 @@ def test_the_bytes_by_layer_are_those_of_the_step_that_was_trained_or_it_says_wh
     run = report()
     assert run.profile is not None
     plain_only = page.of_run(run)
-    assert "This is the plain step at batch size 64, not the one that was trained" in plain_only
+    assert (
+        "This is the plain step, not the one that was trained, whose bytes were not predicted (each batch of 64 goes"
+        in plain_only
+    )
     assert "net/<wbr>block_<wbr>0/<wbr>conv_<wbr>0" in plain_only
     assert "<td>Conv2D" in plain_only
     assert "320 MiB" in plain_only
@@ -112,7 +115,7 @@ def test_the_bytes_by_layer_are_those_of_the_step_that_was_trained_or_it_says_wh
     whole = dataclasses.replace(run.plan, micro_batch_size=None, levers=levers)
     document = page.of_run(dataclasses.replace(run, plan=whole, planned=planned))
     assert "with the whole batch in it, 1 segment recomputed in the backward pass, computed in float16" in document
-    assert "what is there when most is there at once" in document
+    assert "that is shown which is there at the peak" in document
     as_keras = dataclasses.replace(whole, levers=Levers())
     document = page.of_run(dataclasses.replace(run, plan=as_keras, planned=run.profile))
     assert "The step that was trained: the plain one at batch size 64." in document
