@@ -23,6 +23,10 @@ from memfit.data.source import Draft, Source
 from memfit.records import TensorSpec
 
 
+_LEFT_BY_LISTING = 8
+"""Bytes of a file: its size, of use while data sets are made, which the C library may keep on its heap afterwards."""
+
+
 class ImageSource(Source):
     """Image files, decoded when they are asked for.
 
@@ -53,7 +57,8 @@ class ImageSource(Source):
 
     @property
     def held_bytes(self) -> int:
-        return self.files.num_bytes + (0 if self._cache is None else self._cache.held_bytes)
+        listed = self.files.num_bytes + _LEFT_BY_LISTING * self.num_samples
+        return listed + (0 if self._cache is None else self._cache.held_bytes)
 
     @property
     def growing_bytes(self) -> int:
