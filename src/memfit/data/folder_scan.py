@@ -89,9 +89,7 @@ def scan(
     return FolderScan(files, sizes, tuple(listing.skipped), (directory, *listing.visited))
 
 
-def _names(
-    listing: _Listing, folders: list[str], follow_links: bool, report: Callable[[int], None]
-) -> Iterator[bytes]:
+def _names(listing: _Listing, folders: list[str], follow_links: bool, report: Callable[[int], None]) -> Iterator[bytes]:
     """Names of the images, by class, then by name; what else is known of them goes into the listing.
 
     Entries of a folder are not kept: with what the system says of each file one takes a kilobyte.
