@@ -22,7 +22,6 @@ from memfit.data.pipeline import Pipeline
 from memfit.data.source import Draft, Source
 from memfit.records import TensorSpec
 
-
 _LEFT_BY_LISTING = 8
 """Bytes of a file: its size, of use while data sets are made, which the C library may keep on its heap afterwards."""
 

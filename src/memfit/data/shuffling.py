@@ -150,7 +150,7 @@ def stand_ins(labels: np.ndarray, index: int, *, seed: int, epoch: int) -> Itera
     """
     rng = np.random.default_rng((seed, epoch, index))
     for of_class in (True, False):
-        count = np.count_nonzero((labels == labels[index]) == of_class)
+        count = int(np.count_nonzero((labels == labels[index]) == of_class))
         start = int(rng.integers(max(count, 1)))
         first = itertools.islice(_members(labels, labels[index], of_class=of_class), start)
         for candidate in itertools.chain(_members(labels, labels[index], of_class=of_class, skipped=start), first):
