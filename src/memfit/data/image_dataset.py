@@ -14,9 +14,10 @@ from memfit.data import image_cache, shuffling
 from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
-from memfit.data.image_decoding import ImageReader, UnreadableImageError, finish
+from memfit.data.image_decoding import ImageReader, UnreadableImageError, drawn_change, finish
 from memfit.data.image_masks import MaskReader
 from memfit.data.image_options import ImageOptions
+from memfit.data.image_transform import Transform
 from memfit.data.layer_augmentation import BatchFunction
 from memfit.data.pipeline import Pipeline
 from memfit.data.source import Draft, Source
@@ -90,9 +91,13 @@ class ImageSource(Source):
 
         def read(start: int, stop: int) -> None:
             nonlocal rows_left
-            for row in range(start, stop):
+            # Drawn for all of them first: between the decoding of two images the processor forgets how, and takes many times
+            # as long.
+            keys = [(seed, epoch, sample) for sample in samples[start:stop].tolist()]
+            changes = [drawn_change(self._options, key) for key in keys]
+            for row, (key, changed_so) in enumerate(zip(keys, changes, strict=True), start):
                 mask = None if masks is None else masks[row]
-                used[row] = self._read(int(samples[row]), images[row], mask, seed=seed, epoch=epoch)
+                used[row] = self._read(key, changed_so, images[row], mask)
             with lock:
                 rows_left -= stop - start
                 is_last = rows_left == 0
@@ -102,41 +107,41 @@ class ImageSource(Source):
 
         return Draft(read, lambda: self._batch(changed[0], used) if masks is None else (changed[0], masks))
 
-    def _read(self, sample: int, out: np.ndarray, mask: np.ndarray | None, *, seed: int, epoch: int) -> int:
-        """Reads a sample, or the first of its stand-ins that can be read, into ``out``; returns which one it was."""
-        if self._try(sample, out, mask, key=(seed, epoch, sample)):
+    def _read(
+        self, key: tuple[int, int, int], change: Transform | None, out: np.ndarray, mask: np.ndarray | None
+    ) -> int:
+        """Reads the sample of (seed, epoch, sample), or the first of its stand-ins that can be read; returns which it was."""
+        seed, epoch, sample = key
+        if self._try(sample, change, out, mask):
             return sample
         # A data set in the order of its files has the same stand-ins in every epoch, too.
         order = epoch if self._options.shuffle else 0
         for candidate in shuffling.stand_ins(self.files.labels, sample, seed=seed, epoch=order):
-            if self._try(candidate, out, mask, key=(seed, epoch, sample)):
+            if self._try(candidate, change, out, mask):
                 return candidate
         self._broken.check()
         raise AssertionError("unreachable: a file that can be read was not among the stand-ins")
 
-    def _try(self, sample: int, out: np.ndarray, mask: np.ndarray | None, *, key: tuple[int, ...]) -> bool:
+    def _try(self, sample: int, change: Transform | None, out: np.ndarray, mask: np.ndarray | None) -> bool:
         if sample in self._broken:
             return False
         try:
             pixels = self._pixels(sample)
             if mask is not None:
-                self._read_mask(sample, mask, key=key)
+                self._read_mask(sample, change, mask)
         except UnreadableImageError as error:
             self._broken.add(sample, SkippedFile(self.files.path(sample), str(error)))
             return False
-        finish(pixels, out, options=self._options, key=key)
+        finish(pixels, out, options=self._options, change=change)
         return True
 
-    def _read_mask(self, sample: int, out: np.ndarray, *, key: tuple[int, ...]) -> None:
+    def _read_mask(self, sample: int, change: Transform | None, out: np.ndarray) -> None:
         reader, masks = self._masks, self.files.annotations.masks
         assert reader is not None
         assert masks is not None
         mask = reader.read(masks.path(sample))
-        augmentation = self._options.augmentation
-        if isinstance(augmentation, Augmentation):
-            # Drawn from the same key as the image's, it is the same transform.
-            mask = augmentation.mask(mask, augmentation.drawn(mask.shape, np.random.default_rng(key)))
-        out[...] = mask
+        # Moved as its image is.
+        out[...] = mask if change is None else self._options.augmentation.mask(mask, change)
 
     def _pixels(self, sample: int) -> np.ndarray:
         """A sample's pixels before they are changed, as ``ImageReader.pixels`` gives them."""
