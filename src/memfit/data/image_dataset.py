@@ -5,6 +5,7 @@ Imports Keras: only imported when a data set is made.
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -76,8 +77,11 @@ class ImageSource(Source):
 
     @property
     def reading_bytes(self) -> int:
-        """What decoding the largest file read so far took."""
-        return self.reader.most_bytes
+        """What decoding the largest file read so far took, and what an augmentation makes of an image, or of a batch."""
+        image = 4 * math.prod(self._options.image_shape)
+        if self._change_batch is not None:
+            image *= self._options.batch_size  # Before the change; what the user's function takes beside is its own.
+        return self.reader.most_bytes + (0 if self._options.augmentation is None else 2 * image)
 
     def report(self) -> None:
         self._broken.warn()
