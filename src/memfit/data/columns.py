@@ -75,7 +75,9 @@ class NumpyColumn(Column):
     def gather(self, indices: np.ndarray, out: np.ndarray) -> None:
         if self._mapped is not None:
             self._mapped.ask(indices)
-        if out.dtype == self.dtype and out.flags.c_contiguous:
+        flags = self.array.flags
+        # Of any other array `take` makes a copy first, the whole of it.
+        if out.dtype == self.dtype and out.flags.c_contiguous and flags.c_contiguous and flags.aligned:
             # "clip", because "raise" would go through a buffer; the indices come from a permutation.
             np.take(self.array, indices, axis=0, out=out, mode="clip")
         else:

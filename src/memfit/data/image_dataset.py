@@ -99,9 +99,9 @@ class ImageSource(Source):
             # as long.
             keys = [(seed, epoch, sample) for sample in samples[start:stop].tolist()]
             changes = [drawn_change(self._options, key) for key in keys]
-            for row, (key, changed_so) in enumerate(zip(keys, changes, strict=True), start):
+            for row, (key, change) in enumerate(zip(keys, changes, strict=True), start):
                 mask = None if masks is None else masks[row]
-                used[row] = self._read(key, changed_so, images[row], mask)
+                used[row] = self._read(key, change, images[row], mask)
             with lock:
                 rows_left -= stop - start
                 is_last = rows_left == 0
