@@ -81,6 +81,7 @@ class Estimate:
         moment: When the peak is, or None where the method does not tell.
         workspace: Of ``bytes``, what no tensor of the program holds: kernels' own memory and gaps of the allocator.
         compiling: Host bytes that tracing and compiling the step were seen to take while they lasted; not in ``bytes``.
+        fixed: Of ``bytes``, what a step of the model takes at any batch size and with any lever, at the least: its graph.
     """
 
     bytes: int
@@ -89,6 +90,7 @@ class Estimate:
     moment: Moment | None = None
     workspace: int = 0
     compiling: int = 0
+    fixed: int = 0
 
     @property
     def upper(self) -> int:

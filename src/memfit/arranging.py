@@ -281,7 +281,10 @@ class Arrangements:
         return self.prediction.peak(None if whole else self._split(size), levers)
 
     def _guessed(self, whole: Estimate, levers: Levers, size: int) -> int:
-        """A bound from below: the step scaled by the share of the samples and of the activations that are kept."""
+        """A bound from below: the step scaled by the share of the samples and of the activations that are kept.
+
+        What is fixed is not scaled. It also bounds what analysing another step takes: TensorFlow traces its graph.
+        """
         kept = 1.0
         if levers.remat is not None:
             chain = self._chain()
@@ -289,8 +292,9 @@ class Arrangements:
         if levers.precision is not None:
             kept *= _HALF
         idle = self.prediction.idle()
-        share = _OPTIMISM * kept * size / (self._batches.batch_size or 1)
-        return int(idle - allowed.saved_bytes(self._model, levers) + share * max(0, whole.upper - idle))
+        share = kept * size / (self._batches.batch_size or 1)
+        step = whole.fixed + share * max(0, whole.upper - idle - whole.fixed)
+        return int(idle - allowed.saved_bytes(self._model, levers) + _OPTIMISM * step)
 
     def _proof(self, found: Found[Levers]) -> Verification:
         """The comparison with the plain step; of micro-batches alone the test of separability is the proof."""

@@ -17,12 +17,14 @@ if keras.backend.backend() != "tensorflow":
 
 import tensorflow as tf
 
-from memfit import backends
+import memfit
+from memfit import backends, budgeting
 from memfit.backends import host_allocator, keras_seam
 from memfit.backends.on_tensorflow import analysis, heap, lowering, memory, moments, step
 from memfit.backends.on_tensorflow.arena import Arena
 from memfit.backends.on_tensorflow.heap import Heap
 from memfit.backends.on_tensorflow.program import UnknownSizeError, Walker
+from memfit.errors import DoesNotFitError
 from memfit.records import Split, TensorSpec
 
 MIB = 1024**2
@@ -433,6 +435,24 @@ def test_grows_with_the_batch():
 
     assert figures == sorted(figures)
     assert figures[-1] > figures[0] + 2 * 32 * 62 * 62 * 4 * 60
+
+
+def test_below_what_the_graph_takes_no_other_step_is_traced(monkeypatch):
+    model = cnn(spec_of(8, (64, 64, 3)))
+    figures = [analysis.step_bytes(model, spec_of(size, (64, 64, 3)), None) for size in (8, 256)]
+    assert 0 < figures[0].fixed == figures[1].fixed < figures[0].bytes
+    asked, step_bytes = [], analysis.step_bytes
+
+    def counting(model, batch, split, kind="train"):
+        asked.append((split, kind))
+        return step_bytes(model, batch, split, kind)
+
+    monkeypatch.setattr(backends.current(), "step_bytes", counting)
+    x, y = np.zeros((256, 64, 64, 3), "float32"), np.zeros((256, 1), "float32")
+    room = figures[0].fixed // 2
+    with pytest.raises(DoesNotFitError):
+        memfit.fit(model, x, y, batch_size=256, verbose=0, budget=budgeting.reading().host_bytes + room)
+    assert [split for split, kind in asked if kind == "train"] == [None]
 
 
 def test_smaller_parts_take_less():

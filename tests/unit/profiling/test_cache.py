@@ -9,7 +9,7 @@ import pytest
 
 from memfit.records import Estimate, Moment, estimate_from_fields
 
-ESTIMATE = Estimate(10, 2, "scripted", Moment("backward", "conv", "mul"), workspace=3, compiling=4)
+ESTIMATE = Estimate(10, 2, "scripted", Moment("backward", "conv", "mul"), workspace=3, compiling=4, fixed=1)
 
 
 @pytest.fixture

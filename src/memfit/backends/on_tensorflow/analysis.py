@@ -112,10 +112,11 @@ def _on_host(model: Any, program: Program, argument_sizes: list[int]) -> Estimat
     for walker in walkers:
         for order in orders[1 if walker is walkers[0] else 0 :]:
             walker.step(order, argument_sizes)
-    graph = _GRAPH_OPERATION * program.num_operations + _GRAPH_OVERLAPPING * program.num_overlapping
-    num_bytes = max(walker.resident for walker in walkers) + _GRAPH_FIXED + graph
+    graph = _GRAPH_OPERATION * program.num_operations + _GRAPH_OVERLAPPING * program.num_overlapping + _GRAPH_FIXED
+    num_bytes = max(walker.resident for walker in walkers) + graph
     margin = int(_SHARE * num_bytes) + _FIXED
-    return Estimate(num_bytes, margin, "graph liveness", moment, workspace=max(0, num_bytes - live))
+    workspace = max(0, num_bytes - live)
+    return Estimate(num_bytes, margin, "graph liveness", moment, workspace=workspace, fixed=graph)
 
 
 def _on_device(model: Any, program: Program, argument_sizes: list[int]) -> Estimate:
