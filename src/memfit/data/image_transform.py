@@ -50,8 +50,8 @@ class Transform:
         across, down = -math.sin(sheared) * self.zy, math.cos(sheared) * self.zy
         xx, xy = cosine * self.zx, cosine * across - sine * down
         yx, yy = sine * self.zx, sine * across + cosine * down
-        center_x, center_y = (height, width) if axes_of_keras else (width, height)
-        center_x, center_y = center_x / 2 - 0.5, center_y / 2 - 0.5
+        sides = (height, width) if axes_of_keras else (width, height)
+        center_x, center_y = sides[0] / 2 - 0.5, sides[1] / 2 - 0.5
         x = center_x + cosine * self.tx - sine * self.ty - xx * center_x - xy * center_y
         y = center_y + sine * self.tx + cosine * self.ty - yx * center_x - yy * center_y
         # A flip afterwards takes its pixel from the other side.
