@@ -458,26 +458,26 @@ def test_memory_is_bounded_and_does_not_grow_with_the_folder(tmp_path: pathlib.P
     assert peaks[256] < 1.1 * peaks[64]
 
 
-# Reads a few batches first, for what libraries set up at their first use; one epoch alone is not listed but drawn.
+# Reads as many batches of a small folder first, for what libraries and their threads set up at their first use.
 HELD = """
 import sys
 import memfit.data
 from memfit import budgeting
 
-def batches(folder, most):
+def batches(folder, epochs):
     dataset = memfit.data.image_folder(folder, image_size=(32, 32), batch_size=32, workers=2, seed=0)
-    for epoch in range(2):
+    for epoch in range(epochs):
         dataset.epoch = epoch
         for number, _ in enumerate(dataset):
             held.append(budgeting.reading().host_bytes)
-            if number == most:
+            if number == 20:
                 break
     return dataset
 
 held = []
-first = batches(sys.argv[1], 5)
+first = batches(sys.argv[1], 20)
 held, before = [], budgeting.reading().host_bytes
-dataset = batches(sys.argv[2], 20)
+dataset = batches(sys.argv[2], 2)
 print(max(held) - before, dataset.peak_bytes)
 """
 

@@ -22,7 +22,7 @@ from memfit.data.source import Source
 
 BatchKey = tuple[int, int]
 
-_THREAD_BYTES = 2**19
+_THREAD_BYTES = 2**20
 """Of a thread: its stack, and what the C library keeps for it."""
 
 _BATCH_NUMBER_BYTES = 41

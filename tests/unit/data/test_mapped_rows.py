@@ -126,6 +126,21 @@ def test_rows_that_are_asked_for_come_while_others_are_read(tmp_path: pathlib.Pa
 
 
 @pytest.mark.usefixtures("little_memory")
+def test_rows_that_are_there_are_not_asked_for(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults, asked = [0], []
+    monkeypatch.setattr(mapped_rows, "_major_faults", lambda: faults[0])
+    rows = mapped_rows.of(array(tmp_path))
+    assert rows is not None
+    monkeypatch.setattr(rows, "_request", lambda indices: asked.append(len(indices)))
+    for _ in range(200):
+        rows.ask(CHOSEN)
+    assert len(asked) == mapped_rows._ASKED
+    faults[0] += len(CHOSEN)
+    rows.ask(CHOSEN)
+    assert len(asked) == mapped_rows._ASKED + 1
+
+
+@pytest.mark.usefixtures("little_memory")
 def test_a_users_mapping_is_as_it_was_when_the_data_set_is_gone(tmp_path: pathlib.Path) -> None:
     data = array(tmp_path)
     first, second = mapped_rows.of(data), mapped_rows.of(data[10:])
