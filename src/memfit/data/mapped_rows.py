@@ -2,8 +2,8 @@
 
 Left alone it reads some 32 pages for each row and drops others for them where memory does not hold the file: 110 rows a second
 instead of 17,000 were measured. It is told that any page may be next, and which ones are wanted, all those of a batch at once,
-so that the disk works on many: four to six times as fast for rows of up to a page, fifteen times for rows of 64 KiB. Where pages
-are there, asking costs 1 to 3 microseconds a row: then it is left out.
+so that the disk works on many: 4 to 15 times as fast as one row after the other. Where pages are there, asking costs 1 to 3
+microseconds a row: then it is left out.
 """
 
 from __future__ import annotations
