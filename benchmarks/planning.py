@@ -16,7 +16,9 @@ settings without a cap, measured before: which of them is tried under the cap, n
 
 ``--pages``: a step in two parts with its tensors on the heap, and with large ones in pages of their own, three times in turn.
 
-``--largest``: the largest batch that trains under the peak of plain Keras at the large batch, by recomputation alone.
+``--largest``: the largest batch that trains under the peak of plain Keras at the large batch, beside plain Keras: by
+recomputation alone at full batch, and by ``memfit.fit``, whose plan may split the batch (both steps of data lie in memory and
+count).
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ MODELS = ("unet", "lstm", "transformer", "gpt", "vit", "mlp_small", "cnn_3d", "r
 BUDGETS = (75, 50, 25, 15)
 PARTS = (1, 2, 4, 8, 16)
 RECOMPUTED = ("none", "half", "sqrt")
-FACTORS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+FACTORS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+PLANNED_FACTORS = (2.0, 4.0, 8.0, 16.0)
 STEPS, EPOCHS = 2, 3
 NO_CAP = 10 * GIB
 TIME_LIMIT = 400
@@ -246,25 +249,33 @@ def rows(
 
 
 def largest(name: str, backend: str) -> dict[str, Any]:
-    """The largest batch under the plain peak at the large batch, by recomputation alone."""
+    """The largest batches under the plain peak at the large batch, as multiples of it."""
     import prediction_models
 
     batch_size = prediction_models.MODELS[name].batches[2]
     plain = run(Job(name, batch_size, "plain"), backend)
-    cap, best = int(plain["peak"] * 1.02), 1.0
-    for factor in FACTORS:
-        bigger = int(batch_size * factor)
-        if "seconds" not in run(Job(name, bigger, "hand", 1, "smallest"), backend, cap):
-            break
-        best = bigger / batch_size
-    above = run(Job(name, int(batch_size * FACTORS[0]), "plain"), backend, cap)
+    cap = int(plain["peak"] * 1.02)
+
+    def most(factors: tuple[float, ...], job: Job) -> float:
+        """The last of the factors before one that does not train; 1 where none does."""
+        best = 1.0
+        for factor in factors:
+            bigger = dataclasses.replace(job, batch_size=int(batch_size * factor))
+            if "seconds" not in run(bigger, backend, cap):
+                break
+            best = bigger.batch_size / batch_size
+        return best
+
     return {
         "backend": backend,
         "model": name,
         "batch_size": batch_size,
-        "largest": best,
+        "budget": "largest",
         "cap": cap,
-        "plain_above": above.get("failed", "trained"),
+        "base": plain["base"],
+        "plain": most(FACTORS, Job(name, batch_size, "plain")),
+        "largest": most(FACTORS, Job(name, batch_size, "hand", 1, "smallest")),
+        "planned": most(PLANNED_FACTORS, Job(name, batch_size, "memfit")),
     }
 
 
@@ -288,7 +299,10 @@ def line(row: dict[str, Any]) -> str:
     """A row as a person reads it."""
     head = f"{row['backend']:10} {row['model']:12} {row['batch_size']:5}"
     if "largest" in row:
-        return f"{head} largest batch by recomputation alone: {row['largest']:.2f} times the plain one's"
+        return (
+            f"{head} under {text(row['cap'])} trains {row['plain']:.2f} times the batch plainly, {row['largest']:.2f} by "
+            f"recomputation alone, {row['planned']:.0f} by memfit.fit"
+        )
     if "skipped" in row:
         return f"{head} skipped: {row['skipped']}"
     if row.get("budget") == "pages":
@@ -342,7 +356,7 @@ def put(row: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "tensorflow"))
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="of prediction_models.py")
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--batch", choices=("small", "middle", "large"), default="middle")
     parser.add_argument("--largest", action="store_true")

@@ -251,8 +251,11 @@ def dropout(batch: int = 4096) -> list[dict[str, Any]]:
 
 
 def written(rows: list[dict[str, Any]], folder: Path) -> None:
-    with (folder / f"shrinking-{keras.backend.backend()}.jsonl").open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    """Puts the rows in the place of those of the same model."""
+    path = folder / f"shrinking-{keras.backend.backend()}.jsonl"
+    old = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in old if json.loads(line)["model"] != rows[0]["model"]]
+    path.write_text("".join(f"{line}\n" for line in [*kept, *map(json.dumps, rows)]))
 
 
 def main() -> None:

@@ -45,3 +45,5 @@ html_title = f"memfit {release}"
 html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]

@@ -83,10 +83,11 @@ class Decision:
     Attributes:
         plan: The plan.
         split: How its batches are split, or None.
-        profile: What was predicted, or None.
+        profile: What was predicted of the plain step, or None.
         findings: ``(kind, sentence)`` for the report.
         arrangements: What it was found among, to be asked again after a failure; None where nothing was predicted.
         halving: Whether failures have used up what predictions can tell apart, so that the next only halves the parts.
+        planned: What was predicted of the step as it is planned, or None.
     """
 
     plan: Plan
@@ -95,6 +96,7 @@ class Decision:
     findings: tuple[tuple[str, str], ...] = ()
     arrangements: Arrangements | None = dataclasses.field(default=None, repr=False, compare=False)
     halving: bool = False
+    planned: Profile | None = None
 
 
 class Arrangements:
@@ -132,12 +134,14 @@ class Arrangements:
             reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
             plan = planner.plain(self._batches.batch_size, budget, whole, reason)
             plan = dataclasses.replace(plan, validation_batch_size=validation)
-            return Decision(plan, profile=profile, arrangements=self)
+            return Decision(plan, profile=profile, arrangements=self, planned=profile)
         plan, split = self._under(ceiling, whole, profile)
         plan = dataclasses.replace(plan, validation_batch_size=validation)
         finding = self.separability() if split is not None else None
         findings = () if finding is None else (("separability", finding.reason),)
-        return Decision(plan, split, profile, findings, arrangements=self)
+        kept = {} if plan.levers.remat is None else remat.held_shares(self._chain(), plan.levers.remat)
+        planned = self.prediction.planned(profile, plan, kept)
+        return Decision(plan, split, profile, findings, arrangements=self, planned=planned)
 
     def validation_batch_size(self, ceiling: int) -> int | None:
         """Samples of a validation step that fit, where those that were asked for do not; None to leave it."""

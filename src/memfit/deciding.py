@@ -115,7 +115,7 @@ def _halved(
     plan = dataclasses.replace(plan.because(reason), micro_batch_size=half, peak=None)
     if decision.split is not None:
         split = dataclasses.replace(decision.split, micro_batch_size=half)
-        return dataclasses.replace(decision, plan=plan, split=split, halving=True)
+        return dataclasses.replace(decision, plan=plan, split=split, halving=True, planned=None)
     finding = _separability(model, batches, request, backend)
     if finding.split is None and "inexact_micro_batch" not in request.allow:
         return None
@@ -228,6 +228,7 @@ def _found(model: Any, batches: Batches, request: Request, backend: Backend) -> 
             return dataclasses.replace(decision, plan=decision.plan.because(reason))
         if tried.upper <= ceiling:
             plan = decision.plan.because(f"a trial in a child process peaked at {text(tried.bytes)}")
-            return dataclasses.replace(decision, plan=dataclasses.replace(plan, peak=tried))
+            planned = decision.planned and dataclasses.replace(decision.planned, peak=tried)
+            return dataclasses.replace(decision, plan=dataclasses.replace(plan, peak=tried), planned=planned)
         decision = arrangements.fastest()
     return decision

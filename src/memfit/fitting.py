@@ -338,13 +338,21 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
             looks=keras_order.draws_first(model, prepared.look),
         ) as arguments,
     ):
+        recorder.add(watcher.held(), sampling=False)  # a run may end before the first sample is due
         watching = (monitor.Places(recorder),)
         prepared = dataclasses.replace(prepared, decision=decision, arguments=arguments, watching=watching)
         history, decision = carried_out(model, prepared, watcher, log)
     if prepared.backend.device_memory() is not None:
         prepared.backend.release()
     report = RunReport(
-        decision.plan, decision.profile, log.events, watcher.peak, log.seconds, planned, recorder.timeline()
+        decision.plan,
+        decision.profile,
+        log.events,
+        watcher.peak,
+        log.seconds,
+        planned,
+        recorder.timeline(),
+        planned=decision.planned,
     )
     if history is not None:
         history.memfit = report

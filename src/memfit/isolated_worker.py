@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -70,8 +71,11 @@ def _train(model: Any, folder: Path, job: dict[str, Any]) -> None:
 
     from memfit import fitting
     from memfit.backends import keras_order, random_state
+    from memfit.errors import ArgumentError
     from memfit.guarding import session
-    from memfit.isolating import Mapped
+    from memfit.isolating import TIMELINE, Mapped
+    from memfit.reporting import monitor
+    from memfit.writing import written
 
     def leaf(value: Any) -> Any:
         return np.load(value.path, mmap_mode="r", allow_pickle=False) if isinstance(value, Mapped) else value
@@ -83,7 +87,12 @@ def _train(model: Any, folder: Path, job: dict[str, Any]) -> None:
     session.begin(folder)
     random_state.restore(job["random"])
     keras_order.owe_look(model, job["look"])
-    fitting.fit(model, **arguments, **job["options"])
+    try:
+        fitting.fit(model, **arguments, **job["options"])
+    finally:
+        for one in monitor.among(arguments)[:1]:  # all of them show the same run
+            with contextlib.suppress(ArgumentError):  # no room for it; the training counts
+                written(folder / TIMELINE, one.to_json())
 
 
 def _keep_interrupted(model: Any, folder: Path) -> None:

@@ -32,10 +32,13 @@ from memfit.errors import WorkerError
 from memfit.guarding import keeping, restarts, run_state, session, snapshot
 from memfit.probing.output import feed
 from memfit.probing.trial import environment
+from memfit.records import Event
+from memfit.reporting import monitor
 from memfit.reporting.console import handed_on, say
 
 INTERRUPTED = "interrupted.npz"
 MODEL = "model.keras"
+TIMELINE = "timeline.json"
 
 _MAPPED = 16 * 2**20
 """Arrays from this size on are mapped from the folder instead of being sent."""
@@ -77,9 +80,16 @@ def fit(
         job = _shipped(model, arguments, {"options": options, "look": look}, folder)
         worker = _Worker(folder, job, {**environment(backend), **handed_on()})
         quiet = arguments.get("verbose") == 0
-        ending = restarts.until_it_ends(
-            folder, worker.run_once, _MAX_RESTARTS, lambda sentence: say(sentence, quiet=quiet)
-        )
+        restarted: list[Event] = []
+
+        def tell(sentence: str) -> None:
+            say(sentence, quiet=quiet)
+            restarted.append(Event(0.0, "retry", sentence.removeprefix("memfit: ")))
+
+        ending = restarts.until_it_ends(folder, worker.run_once, _MAX_RESTARTS, tell)
+        recorded = folder / TIMELINE
+        for one in monitor.among(arguments):
+            one.take_over(recorded.read_text(encoding="utf-8") if recorded.exists() else None, restarted)
         if worker.interrupted:
             _take_back(model, folder / INTERRUPTED)
             raise KeyboardInterrupt
@@ -92,7 +102,12 @@ def fit(
                 f"The worker process ended without a result. Received: exit code {ending.code}. "
                 "The model is as it was before the call. What the worker printed says why."
             )
-        history.memfit = session.report(call)
+        report = session.report(call)
+        if report is not None and restarted:
+            report = dataclasses.replace(report, events=(*restarted, *report.events))
+            for one in monitor.among(arguments):  # the worker knew of none
+                one.write()
+        history.memfit = report
         return history
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from memfit.backends import keras_seam
@@ -14,7 +15,7 @@ from memfit.levers.pulled import pulled
 from memfit.planning.search import largest_micro_batch
 from memfit.probing import trial
 from memfit.profiling import cache, layers, peak
-from memfit.records import NO_LEVERS, Estimate, Levers, Profile, Split
+from memfit.records import NO_LEVERS, Estimate, Levers, Plan, Profile, Split
 from memfit.reporting.console import shown
 
 WEAK_MARGIN = 0.25
@@ -27,6 +28,13 @@ _FORWARD_FACTOR = 3
 
 def _resized(spec: Any, batch_size: int) -> Any:
     return keras_seam.map_leaves(lambda leaf: dataclasses.replace(leaf, shape=(batch_size, *leaf.shape[1:])), spec)
+
+
+def _kept(path: str, kept: Mapping[str, float]) -> float:
+    """The share of a layer, or of the innermost layer around it that has one."""
+    while path not in kept and "/" in path:
+        path = path.rpartition("/")[0]
+    return kept.get(path, 1.0)
 
 
 class Predictions:
@@ -148,6 +156,33 @@ class Predictions:
 
     def profile(self, whole: Estimate) -> Profile:
         return peak.profile(self._model, self._spec, whole, backend=self._backend, outputs=self._outputs)
+
+    def planned(self, plain: Profile, plan: Plan, kept: Mapping[str, float]) -> Profile:
+        """The profile of the step as it is planned: at the size of its parts, with what its levers leave.
+
+        Args:
+            plain: That of the plain step.
+            plan: With a predicted peak.
+            kept: Of layers by their paths, what is there at the peak, relative to the plain step; inner layers follow theirs.
+        """
+        batch_size = plan.micro_batch_size or plain.batch_size
+        outputs, saved = self._outputs, allowed.saved_bytes(self._model, plan.levers)
+        if plan.levers.precision is not None:
+            with pulled(self._model, Levers(precision=plan.levers.precision), self._backend):
+                outputs = layers.layer_outputs(self._model, self._spec[0])
+        base, share = plain.base, batch_size / plain.batch_size
+        device = None if base.device_bytes is None else base.device_bytes - saved
+        held = [dataclasses.replace(one, bytes=int(one.bytes * share * _kept(one.name, kept))) for one in outputs]
+        return dataclasses.replace(
+            plain,
+            batch_size=batch_size,
+            optimizer_state=plain.optimizer_state - saved,
+            layers=tuple(sorted(held, key=lambda one: -one.bytes)),
+            base=dataclasses.replace(
+                base, host_bytes=base.host_bytes - (saved if device is None else 0), device_bytes=device
+            ),
+            peak=plan.peak or plain.peak,
+        )
 
     def idle(self) -> int:
         """What the process will hold between steps, margin included."""

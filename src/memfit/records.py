@@ -280,12 +280,14 @@ class RunReport(Shown):
 
     Attributes:
         plan: The plan that the run ended with.
-        profile: What was predicted, or None where nothing had to be.
+        profile: What was predicted of the plain step, or None where nothing had to be.
         events: In order of time.
         peak: The highest reading during the run.
         seconds: Wall time of the whole call, and ``planning_seconds`` of it before the first step.
         planning_seconds: Time spent before training started.
         timeline: What was held while it trained; None where that is not known.
+        planned: What was predicted of the step as it was planned in the end: at the size of its parts, with what recomputation
+            leaves at the peak; None where that is not known.
     """
 
     plan: Plan
@@ -295,6 +297,7 @@ class RunReport(Shown):
     seconds: float
     planning_seconds: float
     timeline: Timeline | None = None
+    planned: Profile | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -325,7 +328,7 @@ class RunReport(Shown):
                     f"The report is of another version of memfit. Received: format={fields['format']!r}, where this version "
                     f"reads {REPORT_FORMAT!r}. Show it with the version that wrote it."
                 )
-            profile, timeline = fields["profile"], fields["timeline"]
+            profile, timeline, planned = fields["profile"], fields["timeline"], fields["planned"]
             return cls(
                 plan=Plan.from_json(json.dumps(fields["plan"])),
                 profile=None if profile is None else Profile.from_fields(profile),
@@ -334,6 +337,7 @@ class RunReport(Shown):
                 seconds=float(fields["seconds"]),
                 planning_seconds=float(fields["planning_seconds"]),
                 timeline=None if timeline is None else Timeline.from_fields(timeline),
+                planned=None if planned is None else Profile.from_fields(planned),
             )
         except ArgumentError:
             raise
@@ -352,4 +356,4 @@ class RunReport(Shown):
         return written(path, importlib.import_module("memfit.reporting.page").of_run(self))
 
 
-REPORT_FORMAT = "memfit run report 1"
+REPORT_FORMAT = "memfit run report 2"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import doctest
+import os
 import pathlib
 import pickle
 import random
+import subprocess
+import sys
 import threading
 import tracemalloc
 import warnings
@@ -453,6 +456,51 @@ def test_memory_is_bounded_and_does_not_grow_with_the_folder(tmp_path: pathlib.P
         batch_bytes = 8 * 96 * 96 * 3 * 4
         assert 2 * batch_bytes < peaks[num_files] < dataset.peak_bytes < 8 * batch_bytes
     assert peaks[256] < 1.1 * peaks[64]
+
+
+# Reads as many batches of a small folder first, for what libraries and their threads set up at their first use.
+HELD = """
+import sys
+import memfit.data
+from memfit import budgeting
+
+def batches(folder, epochs):
+    dataset = memfit.data.image_folder(folder, image_size=(32, 32), batch_size=32, workers=2, seed=0)
+    for epoch in range(epochs):
+        dataset.epoch = epoch
+        for number, _ in enumerate(dataset):
+            held.append(budgeting.reading().host_bytes)
+            if number == 20:
+                break
+    return dataset
+
+held = []
+first = batches(sys.argv[1], 20)
+held, before = [], budgeting.reading().host_bytes
+dataset = batches(sys.argv[2], 2)
+print(max(held) - before, dataset.peak_bytes)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "link"), reason="many files are hard links of one")
+def test_peak_bytes_bound_what_a_folder_of_many_files_takes(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    for number in range(25_000):
+        place = tmp_path / "many" / ("a", "b")[number % 2] / f"{number % 100:02d}"
+        if number < 200:
+            place.mkdir(parents=True, exist_ok=True)
+        os.link(path_of(folder, number % 9), place / f"a-photo-of-something-{number:07d}.png")
+    program = [sys.executable, "-c", HELD, str(folder), str(tmp_path / "many")]
+    done = subprocess.run(
+        program,
+        env={**os.environ, "MEMFIT_CACHE_DIR": str(tmp_path / "kept")},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    taken, said = map(int, done.stdout.split())
+    assert taken < said
+    assert said < 60 * 25_000 + 4 * 2**20
 
 
 def test_no_batch_is_held_between_epochs(folder: pathlib.Path) -> None:

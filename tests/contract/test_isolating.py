@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import signal
 from pathlib import Path
@@ -50,7 +52,9 @@ def test_a_killed_worker_goes_on_and_the_model_is_as_after_model_fit(tmp_path: P
     plain, ours = model(), model()
     expected = plain.fit(X, Y, **RUN)
     callback = KillsOnce(str(tmp_path / "killed"), os.getpid())
-    actual = memfit.fit(ours, X, Y, **RUN, isolate=True, callbacks=[callback])
+    monitor = memfit.MemoryMonitor(tmp_path / "memory.json", tensorboard=tmp_path / "board")
+    table = memfit.MemoryMonitor(tmp_path / "memory.csv")
+    actual = memfit.fit(ours, X, Y, **RUN, isolate=True, callbacks=[callback, monitor, table])
     assert (tmp_path / "killed").exists()
     for one, other in zip(plain.get_weights(), ours.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
@@ -58,15 +62,41 @@ def test_a_killed_worker_goes_on_and_the_model_is_as_after_model_fit(tmp_path: P
         np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (one, other)), atol=1e-6)
     assert actual.history["loss"] == pytest.approx(expected.history["loss"], rel=1e-5)
     assert actual.memfit.plan.batch_size == 12
+    monitors_show_the_run(monitor, table, actual.memfit, tmp_path)
+    plain.fit(X, Y, **RUN, callbacks=[monitor])
+    assert monitor.timeline.samples != actual.memfit.timeline.samples
+    assert "retry" not in {event.kind for event in monitor.events}
+
+
+def monitors_show_the_run(monitor: Any, table: Any, report: Any, folder: Path) -> None:
+    """Of the worker that ended the run, and that there was one before it; here, in the files and on TensorBoard."""
+    assert monitor.timeline == table.timeline == report.timeline
+    assert monitor.events == table.events == report.events
+    assert [event.kind for event in monitor.events].count("retry") == 1
+    assert "ended by SIGKILL" in monitor.events[0].message
+    assert monitor.peak.host_bytes > 64 * 2**20
+    document = json.loads((folder / "memory.json").read_text())
+    assert [event["message"] for event in document["events"]] == [event.message for event in report.events]
+    assert len(list(csv.DictReader((folder / "memory.csv").open()))) == len(report.timeline.samples)
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    files = sorted((folder / "board").iterdir(), key=lambda path: path.stat().st_mtime)
+    events = [event for path in files for event in loader.EventFileLoader(str(path)).Load() if event.summary.value]
+    assert {value.tag for event in events for value in event.summary.value} >= {
+        "memory_gib/host",
+        "memory_gib/host_peak",
+    }
+    assert events[-1].step == 8  # batches of the run, those of the killed worker too
 
 
 def test_what_fails_in_the_worker_fails_here(tmp_path: Path) -> None:
     ours = model()
-    before = ours.get_weights()
+    before, monitor = ours.get_weights(), memfit.MemoryMonitor()
     with pytest.raises(ZeroDivisionError, match="of the user's own"):
-        memfit.fit(ours, X, Y, **RUN, isolate=True, callbacks=[Raises()])
+        memfit.fit(ours, X, Y, **RUN, isolate=True, callbacks=[Raises(), monitor])
     for one, other in zip(before, ours.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+    assert monitor.timeline.samples  # what was held until then is what one wants to see
+    assert "plan" in {event.kind for event in monitor.events}
 
 
 def test_what_cannot_be_sent_is_named() -> None:

@@ -205,8 +205,9 @@ def test_what_no_plan_can_mend_is_named_with_its_bytes() -> None:
     ]
     assert len(said) == len(starts), said
     assert all(sentence.startswith(start) for sentence, start in zip(said, starts, strict=True)), said
+    assert "280 MiB for the largest" in said[-1]  # of 2**20 numbers
     everything = {"x": Holds(), "callbacks": [board]}
-    assert noticed.sentences(wide, everything, 4096 * MIB) == ()
+    assert noticed.sentences(wide, everything, 8192 * MIB) == ()
 
 
 def test_a_run_that_failed_for_want_of_memory_does_not_live_on_in_its_error() -> None:

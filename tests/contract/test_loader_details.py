@@ -6,6 +6,8 @@ import os
 import pathlib
 import pickle
 import re
+import tracemalloc
+from typing import Any
 
 import keras
 import numpy as np
@@ -30,6 +32,22 @@ def test_the_guide_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
 
 
 # Arrays.
+
+
+@pytest.mark.parametrize("split", [{}, {"validation_split": 0.5, "subset": "training"}])
+def test_the_order_of_millions_of_samples_takes_no_memory(split: dict[str, Any]) -> None:
+    num = 9_000_000
+    dataset = data.arrays(np.broadcast_to(np.float32(1), (num, 2)), batch_size=64, seed=1, **split)
+    tracemalloc.start()
+    try:
+        for epoch in range(2):
+            dataset.epoch = epoch
+            for index in (0, 7, len(dataset) - 1):
+                assert len(dataset[index]) in (64, num % 64, dataset.num_samples % 64)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert dataset.reading_bytes < 2**24
 
 
 def test_dicts_and_lists_sparse_rows_weights_and_one_hot() -> None:

@@ -19,6 +19,7 @@ from memfit.predicting import Predictions
 from memfit.profiling import batches as batches_of
 from memfit.profiling import peak
 from memfit.records import Budget, Levers, Plan, Remat, Segment, Split, TensorSpec
+from memfit.reporting import page
 
 RNG = np.random.default_rng(3)
 BATCH = 320
@@ -74,10 +75,22 @@ def test_what_may_not_be_split_is_recomputed_to_the_weights_of_model_fit(dropout
     assert plan.micro_batch_size is None
     assert plan.exact
     assert plan.relative_time != 1.0
+    held_as_planned(actual.memfit)
     assert "exact: gradients and state agree with the plain step's" in str(plan)
     same(plain, ours)
     assert actual.history["loss"] == pytest.approx(expected.history["loss"], rel=1e-5)
     assert "call" not in vars(ours)
+
+
+def held_as_planned(report: Any) -> None:
+    """The report has the bytes by layer of the step that was trained: of what is recomputed, little is there at the peak."""
+    plain, planned = report.profile, report.planned
+    assert planned.peak == report.plan.peak
+    assert planned.batch_size == plain.batch_size == BATCH
+    assert (planned.weights, planned.base) == (plain.weights, plain.base)
+    assert {layer.name for layer in planned.layers} == {layer.name for layer in plain.layers}
+    assert planned.activations < 0.9 * plain.activations
+    assert "recomputed in the backward pass." in page.of_run(report)
 
 
 def test_a_plan_goes_through_json_and_is_followed() -> None:

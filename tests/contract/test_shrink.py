@@ -16,7 +16,7 @@ import pytest
 
 import memfit
 from memfit.errors import ArgumentError, MemfitError
-from memfit.shrink import anatomy, masking, rebuilding, selection
+from memfit.shrink import anatomy, masking, rebuilding, selection, teaching
 from memfit.shrink.comparing import Comparison
 from memfit.shrink.measuring import Measured
 
@@ -273,6 +273,25 @@ def test_a_student_learns_the_same_from_the_disk_as_from_the_teacher() -> None:
     assert not np.allclose(students["step"][0], start[0])
     assert all(map(np.array_equal, before, weights(teacher)))
     assert all(layer.trainable for layer in teacher.layers)
+
+
+@pytest.mark.skipif(not hasattr(keras, "distillation"), reason="this Keras has no Distiller")
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_what_a_student_learns_from_is_the_divergence_of_softened_probabilities(from_logits: bool) -> None:
+    """As Hinton et al. (2015) have it, T^2 included; Keras itself takes logits for probabilities where the loss is a name."""
+    teacher, rng = classifier(4), np.random.default_rng(0)
+    teacher.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits))
+    logits = rng.normal(size=(2, 5, 3)).astype("float32") * 4
+
+    def softmax(z: np.ndarray) -> np.ndarray:
+        e = np.exp(z - z.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    p, q = softmax(logits[0] / 3), softmax(logits[1] / 3)
+    expected = 9 * np.mean(np.sum(p * np.log(p / q), axis=-1))
+    given = logits if from_logits else softmax(logits)
+    found = teaching.loss_for(teacher, teacher, 3.0).compute_loss(*map(ops.convert_to_tensor, given))
+    np.testing.assert_allclose(float(found), expected, rtol=1e-3)
 
 
 def test_int8_takes_less_and_says_nearly_the_same(tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ def arrays(
         max_queue_size=max_queue_size,
         max_queue_bytes=max_queue_bytes,  # type: ignore[arg-type]
     )
+    for leaf in structure.leaves(data) if options.shuffle else ():
+        leaf.read_in_any_order()
     import keras
 
     from memfit.data.pipeline import divided  # Both import Keras, which takes seconds: last.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -173,7 +174,7 @@ class Augmentation:
             result[...] = pixels
         else:
             # As floats: it takes no longer, and bytes would be rounded on the way.
-            floats = pixels.astype(np.float32)
+            floats = _as_floats(pixels)
             order = self.interpolation_order
             warped(floats, matrix, fill_mode=self.fill_mode, cval=self.cval, order=order, out=result)
         image_transform.shift_and_brighten(result, transform)
@@ -238,6 +239,19 @@ class Augmentation:
             moments.add(np.asarray(batch, np.float64) * (self.rescale or 1.0))
         mean, std, matrix = moments.result(self.zca_epsilon)
         return dataclasses.replace(self, mean=mean, std=std, zca_matrix=matrix)
+
+
+_kept = threading.local()
+"""Of each thread: an array of floats for an image, because pages of a new one take longer than the conversion."""
+
+
+def _as_floats(pixels: np.ndarray) -> np.ndarray:
+    """The pixels as float32, good until the thread's next call."""
+    floats = getattr(_kept, "floats", None)
+    if floats is None or floats.shape != pixels.shape:
+        floats = _kept.floats = np.empty(pixels.shape, np.float32)
+    floats[...] = pixels
+    return floats
 
 
 class _Moments:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from memfit import errors
+from memfit.data import mapped_rows
+from memfit.data.mapped_rows import MappedRows
 
 CHUNK_BYTES = 2**20
 """Rows that need a step between (a cast, a sparse row made dense) go through it in pieces of about this size."""
@@ -40,6 +42,9 @@ class Column(abc.ABC):
         """Bytes of a row as it is held."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
+    def read_in_any_order(self) -> None:  # noqa: B027
+        """Told where rows will be asked for in a shuffled order."""
+
     def gather(self, indices: np.ndarray, out: np.ndarray) -> None:
         """Writes rows: int64, shape (num_rows,), into an array of that many rows, cast to its dtype."""
         step = max(1, CHUNK_BYTES // max(1, self.row_bytes))
@@ -59,9 +64,20 @@ class NumpyColumn(Column):
         self.shape = array.shape
         self.dtype = array.dtype
         self.in_memory = not _is_mapped(array)
+        self._mapped: MappedRows | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_mapped": None}
+
+    def read_in_any_order(self) -> None:
+        self._mapped = mapped_rows.of(self.array)
 
     def gather(self, indices: np.ndarray, out: np.ndarray) -> None:
-        if out.dtype == self.dtype and out.flags.c_contiguous:
+        if self._mapped is not None:
+            self._mapped.ask(indices)
+        flags = self.array.flags
+        # Of any other array `take` makes a copy first, the whole of it.
+        if out.dtype == self.dtype and out.flags.c_contiguous and flags.c_contiguous and flags.aligned:
             # "clip", because "raise" would go through a buffer; the indices come from a permutation.
             np.take(self.array, indices, axis=0, out=out, mode="clip")
         else:
@@ -149,6 +165,9 @@ class OneHotColumn(Column):
         self.reading_bytes = labels.reading_bytes + CHUNK_BYTES
         if isinstance(labels, NumpyColumn) and labels.in_memory:
             self._check(labels.array)
+
+    def read_in_any_order(self) -> None:
+        self._labels.read_in_any_order()
 
     def gather(self, indices: np.ndarray, out: np.ndarray) -> None:
         labels = np.empty((len(indices), *self._labels.shape[1:]), self._labels.dtype)

@@ -1,4 +1,4 @@
-"""Paths and labels of a folder of files, in about thirty bytes a file beside the name itself.
+"""Paths and labels of a folder of files, in eight bytes a file beside the name itself.
 
 A list of a million Python strings takes 100 to 200 MB; one run of bytes with the ends of the names takes the names.
 """
@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from memfit.data.name_sorting import PackedNames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class FileTable:
         directory: The folder that holds the class folders.
         folders: Names of the class folders; a label is an index into them. ``("",)`` for files without classes, and none
             where classes have no folders.
-        names: Each file's path inside its class folder.
+        names: Each file's path inside its class folder; already packed, or one by one.
         labels: Each file's class.
         annotations: What else is known.
 
@@ -50,6 +52,7 @@ class FileTable:
         directory: As given.
         folders: As given.
         labels: int32, one a file.
+        names: Packed.
 
     Example:
         >>> table = FileTable("pets", ("cats", "dogs"), ["tom.jpg", "rex.jpg"], [0, 1])
@@ -61,7 +64,7 @@ class FileTable:
         self,
         directory: str,
         folders: Sequence[str],
-        names: Iterable[str],
+        names: Iterable[str] | PackedNames,
         labels: Sequence[int] | np.ndarray,
         annotations: Annotations = Annotations(),
     ) -> None:
@@ -70,23 +73,7 @@ class FileTable:
         self.labels = np.asarray(labels, np.int32)
         self.annotations = annotations
         # fsencode, because a file name is bytes: one that is not valid UTF-8 must come back as it was.
-        encoded = [os.fsencode(name) for name in names]
-        self._names = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-
-    @classmethod
-    def unpacked(
-        cls, directory: str, folders: Sequence[str], packed: tuple[bytes, np.ndarray], labels: np.ndarray
-    ) -> FileTable:
-        """A table of what ``packed`` gave."""
-        table = cls(directory, folders, (), labels)
-        table._names, table._ends = packed
-        return table
-
-    @property
-    def packed(self) -> tuple[bytes, np.ndarray]:
-        """All names in a row, and where each ends: int64, shape (num_files + 1,), from 0."""
-        return self._names, self._ends
+        self.names = names if isinstance(names, PackedNames) else PackedNames(map(os.fsencode, names))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,7 +81,7 @@ class FileTable:
     @property
     def num_bytes(self) -> int:
         """Bytes that the table holds."""
-        own = len(self._names) + self._ends.nbytes + self.labels.nbytes
+        own = self.names.num_bytes + self.labels.nbytes
         targets, masks = self.annotations.targets, self.annotations.masks
         return own + (0 if targets is None else targets.nbytes) + (0 if masks is None else masks.num_bytes)
 
@@ -107,7 +94,7 @@ class FileTable:
 
     def name(self, index: int) -> str:
         """Path of a file inside its class folder."""
-        return os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
+        return os.fsdecode(self.names[index])
 
     def path(self, index: int) -> str:
         """Path of a file, as the directory was given."""
@@ -116,5 +103,5 @@ class FileTable:
 
     def take(self, indices: np.ndarray) -> FileTable:
         """The table of some of the files, in the order of ``indices`` (shape (num_files,), integers)."""
-        names = (self.name(i) for i in indices)
+        names = self.names.take(indices)
         return FileTable(self.directory, self.folders, names, self.labels[indices], self.annotations.take(indices))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
 import os
@@ -12,8 +13,11 @@ import numpy as np
 from memfit import errors
 from memfit.data.broken_files import SkippedFile
 from memfit.data.file_table import FileTable
+from memfit.data.name_sorting import NameSorter, PackedNames
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".webp"})
+
+_MOST_BYTES = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +26,7 @@ class FolderScan:
 
     Attributes:
         files: The image files that are not empty, by class, then by name.
-        sizes: Bytes of each file on disk, int64, shape (num_files,).
+        sizes: Bytes of each file on disk, 4 GiB at the most, shape (num_files,).
         skipped: Empty files and links to nothing.
         visited: Every folder that was looked into.
     """
@@ -35,9 +39,8 @@ class FolderScan:
 
 @dataclasses.dataclass
 class _Listing:
-    names: list[str] = dataclasses.field(default_factory=list)
-    labels: list[int] = dataclasses.field(default_factory=list)
-    sizes: list[int] = dataclasses.field(default_factory=list)
+    counts: list[int] = dataclasses.field(default_factory=list)
+    sizes: array.array[int] = dataclasses.field(default_factory=lambda: array.array("I"))
     skipped: list[SkippedFile] = dataclasses.field(default_factory=list)
     visited: list[str] = dataclasses.field(default_factory=list)
     other_extensions: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -76,18 +79,37 @@ def scan(
         )
     folders = _class_folders(directory, class_names, without_classes)
     listing = _Listing()
+    paths = [os.path.join(directory, folder) for folder in folders]
+    names = PackedNames(_names(listing, paths, follow_links, report))
+    if not len(names):
+        raise errors.ArgumentError(_no_images(directory, folders, listing))
+    labels = np.repeat(np.arange(len(folders), dtype=np.int32), listing.counts)
+    files = FileTable(directory, folders, names, labels)
+    sizes = np.frombuffer(listing.sizes, np.uint32)
+    return FolderScan(files, sizes, tuple(listing.skipped), (directory, *listing.visited))
+
+
+def _names(listing: _Listing, folders: list[str], follow_links: bool, report: Callable[[int], None]) -> Iterator[bytes]:
+    """Names of the images, by class, then by name; what else is known of them goes into the listing.
+
+    Entries of a folder are not kept: with what the system says of each file one takes a kilobyte.
+    """
     num_seen = 0
-    for label, folder in enumerate(folders):
-        for name, entry in sorted(
-            _walk(os.path.join(directory, folder), follow_links, listing.visited), key=lambda found: found[0]
-        ):
-            _enter(listing, name, entry, label)
+    for folder in folders:
+        sorter = NameSorter()
+        skipped: list[SkippedFile] = []
+        for name, entry in _walk(folder, follow_links, listing.visited):
+            size = _size(name, entry, skipped, listing.other_extensions)
+            if size:
+                sorter.add(os.fsencode(name), size)
             num_seen += 1
             report(num_seen)
-    if not listing.names:
-        raise errors.ArgumentError(_no_images(directory, folders, listing))
-    files = FileTable(directory, folders, listing.names, listing.labels)
-    return FolderScan(files, np.asarray(listing.sizes, np.int64), tuple(listing.skipped), (directory, *listing.visited))
+        listing.skipped += sorted(skipped, key=lambda file: file.path)
+        before = len(listing.sizes)
+        for encoded, size in sorter.sorted():
+            listing.sizes.append(min(size, _MOST_BYTES))
+            yield encoded
+        listing.counts.append(len(listing.sizes) - before)
 
 
 def _class_folders(directory: str, class_names: Sequence[str] | None, without_classes: bool) -> list[str]:
@@ -135,22 +157,22 @@ def _walk(folder: str, follow_links: bool, visited: list[str]) -> Iterator[tuple
                     yield prefix + entry.name, entry
 
 
-def _enter(listing: _Listing, name: str, entry: os.DirEntry[str], label: int) -> None:
+def _size(
+    name: str, entry: os.DirEntry[str], skipped: list[SkippedFile], other_extensions: collections.Counter[str]
+) -> int:
+    """Bytes of an image; 0 where there is none to be read, and why."""
     extension = os.path.splitext(name)[1].lower()
     if extension not in EXTENSIONS:
-        listing.other_extensions[extension or "no extension"] += 1
-        return
+        other_extensions[extension or "no extension"] += 1
+        return 0
     try:
         size = entry.stat().st_size
     except OSError as error:
-        listing.skipped.append(SkippedFile(entry.path, error.strerror or type(error).__name__))
-        return
+        skipped.append(SkippedFile(entry.path, error.strerror or type(error).__name__))
+        return 0
     if size == 0:
-        listing.skipped.append(SkippedFile(entry.path, "the file is empty"))
-        return
-    listing.names.append(name)
-    listing.labels.append(label)
-    listing.sizes.append(size)
+        skipped.append(SkippedFile(entry.path, "the file is empty"))
+    return size
 
 
 def _no_images(directory: str, folders: Sequence[str], listing: _Listing) -> str:

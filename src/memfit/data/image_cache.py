@@ -24,7 +24,7 @@ import numpy as np
 
 from memfit import errors
 from memfit.budgeting import host
-from memfit.data import disk
+from memfit.data import disk, mapped_rows
 from memfit.data.file_table import FileTable
 from memfit.data.image_decoding import ImageReader
 from memfit.units import text
@@ -240,6 +240,7 @@ class DiskCache:
             self._pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         else:
             self._begin()
+        self._asked = mapped_rows.of(self._pixels)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self._folder, "shape": self._shape, "about": self._about}
@@ -258,6 +259,8 @@ class DiskCache:
     def pixels(self, sample: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
         filled = self._filled
         if filled is None or filled[sample]:
+            if self._asked is not None:
+                self._asked.ask(np.array([sample]))
             return self._pixels[sample]
         pixels = decode()
         self._pixels[sample] = pixels

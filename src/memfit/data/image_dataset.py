@@ -5,6 +5,7 @@ Imports Keras: only imported when a data set is made.
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -14,13 +15,17 @@ from memfit.data import image_cache, shuffling
 from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
 from memfit.data.file_table import FileTable
-from memfit.data.image_decoding import ImageReader, UnreadableImageError, finish
+from memfit.data.image_decoding import ImageReader, UnreadableImageError, drawn_change, finish
 from memfit.data.image_masks import MaskReader
 from memfit.data.image_options import ImageOptions
+from memfit.data.image_transform import Transform
 from memfit.data.layer_augmentation import BatchFunction
 from memfit.data.pipeline import Pipeline
 from memfit.data.source import Draft, Source
 from memfit.records import TensorSpec
+
+_LEFT_BY_LISTING = 8
+"""Bytes of a file: its size, of use while data sets are made, which the C library may keep on its heap afterwards."""
 
 
 class ImageSource(Source):
@@ -53,7 +58,8 @@ class ImageSource(Source):
 
     @property
     def held_bytes(self) -> int:
-        return self.files.num_bytes + (0 if self._cache is None else self._cache.held_bytes)
+        listed = self.files.num_bytes + _LEFT_BY_LISTING * self.num_samples
+        return listed + (0 if self._cache is None else self._cache.held_bytes)
 
     @property
     def growing_bytes(self) -> int:
@@ -78,8 +84,11 @@ class ImageSource(Source):
 
     @property
     def reading_bytes(self) -> int:
-        """What decoding the largest file read so far took."""
-        return self.reader.most_bytes
+        """What decoding the largest file read so far took, and what an augmentation makes of an image, or of a batch."""
+        image = 4 * math.prod(self._options.image_shape)
+        if self._change_batch is not None:
+            image *= self._options.batch_size  # Before the change; what the user's function takes beside is its own.
+        return self.reader.most_bytes + (0 if self._options.augmentation is None else 2 * image)
 
     def report(self) -> None:
         self._broken.warn()
@@ -93,9 +102,13 @@ class ImageSource(Source):
 
         def read(start: int, stop: int) -> None:
             nonlocal rows_left
-            for row in range(start, stop):
+            # Drawn for all of them first: between the decoding of two images the processor forgets how, and takes many times
+            # as long.
+            keys = [(seed, epoch, sample) for sample in samples[start:stop].tolist()]
+            changes = [drawn_change(self._options, key) for key in keys]
+            for row, (key, change) in enumerate(zip(keys, changes, strict=True), start):
                 mask = None if masks is None else masks[row]
-                used[row] = self._read(int(samples[row]), images[row], mask, seed=seed, epoch=epoch)
+                used[row] = self._read(key, change, images[row], mask)
             with lock:
                 rows_left -= stop - start
                 is_last = rows_left == 0
@@ -105,41 +118,41 @@ class ImageSource(Source):
 
         return Draft(read, lambda: self._batch(changed[0], used) if masks is None else (changed[0], masks))
 
-    def _read(self, sample: int, out: np.ndarray, mask: np.ndarray | None, *, seed: int, epoch: int) -> int:
-        """Reads a sample, or the first of its stand-ins that can be read, into ``out``; returns which one it was."""
-        if self._try(sample, out, mask, key=(seed, epoch, sample)):
+    def _read(
+        self, key: tuple[int, int, int], change: Transform | None, out: np.ndarray, mask: np.ndarray | None
+    ) -> int:
+        """Reads the sample of (seed, epoch, sample), or the first of its stand-ins that can be read; returns which it was."""
+        seed, epoch, sample = key
+        if self._try(sample, change, out, mask):
             return sample
         # A data set in the order of its files has the same stand-ins in every epoch, too.
         order = epoch if self._options.shuffle else 0
         for candidate in shuffling.stand_ins(self.files.labels, sample, seed=seed, epoch=order):
-            if self._try(candidate, out, mask, key=(seed, epoch, sample)):
+            if self._try(candidate, change, out, mask):
                 return candidate
         self._broken.check()
         raise AssertionError("unreachable: a file that can be read was not among the stand-ins")
 
-    def _try(self, sample: int, out: np.ndarray, mask: np.ndarray | None, *, key: tuple[int, ...]) -> bool:
+    def _try(self, sample: int, change: Transform | None, out: np.ndarray, mask: np.ndarray | None) -> bool:
         if sample in self._broken:
             return False
         try:
             pixels = self._pixels(sample)
             if mask is not None:
-                self._read_mask(sample, mask, key=key)
+                self._read_mask(sample, change, mask)
         except UnreadableImageError as error:
             self._broken.add(sample, SkippedFile(self.files.path(sample), str(error)))
             return False
-        finish(pixels, out, options=self._options, key=key)
+        finish(pixels, out, options=self._options, change=change)
         return True
 
-    def _read_mask(self, sample: int, out: np.ndarray, *, key: tuple[int, ...]) -> None:
+    def _read_mask(self, sample: int, change: Transform | None, out: np.ndarray) -> None:
         reader, masks = self._masks, self.files.annotations.masks
         assert reader is not None
         assert masks is not None
         mask = reader.read(masks.path(sample))
-        augmentation = self._options.augmentation
-        if isinstance(augmentation, Augmentation):
-            # Drawn from the same key as the image's, it is the same transform.
-            mask = augmentation.mask(mask, augmentation.drawn(mask.shape, np.random.default_rng(key)))
-        out[...] = mask
+        # Moved as its image is.
+        out[...] = mask if change is None else self._options.augmentation.mask(mask, change)
 
     def _pixels(self, sample: int) -> np.ndarray:
         """A sample's pixels before they are changed, as ``ImageReader.pixels`` gives them."""

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from memfit.data.augmentation import Augmentation
 from memfit.data.image_options import ImageOptions
+from memfit.data.image_transform import Transform
 
 # The only place that knows how a damaged file shows itself. MemoryError is not among them: that file is not broken.
 DAMAGE = (
@@ -98,7 +99,7 @@ class ImageReader:
         Raises:
             UnreadableImageError: The file is missing, damaged or no image; ``out`` may be partly written.
         """
-        finish(self.pixels(path), out, options=self.options, key=(0,))
+        finish(self.pixels(path), out, options=self.options, change=drawn_change(self.options, (0,)))
 
     def pixels(self, path: str) -> np.ndarray:
         """One file's pixels, uint8, shape ``options.image_shape``, not to be changed.
@@ -190,17 +191,24 @@ class ImageReader:
         self.most_bytes = max(self.most_bytes, taken)
 
 
-def finish(pixels: np.ndarray, out: np.ndarray, *, options: ImageOptions, key: tuple[int, ...]) -> None:
+def drawn_change(options: ImageOptions, key: tuple[int, ...]) -> Transform | None:
+    """What an augmentation of single images does to one of them: drawn from integers from 0. None without such."""
+    if not isinstance(options.augmentation, Augmentation):
+        return None
+    return options.augmentation.drawn(options.image_shape, np.random.default_rng(key))
+
+
+def finish(pixels: np.ndarray, out: np.ndarray, *, options: ImageOptions, change: Transform | None) -> None:
     """Changes and scales an image's pixels on their way into a batch.
 
     Args:
         pixels: As ``ImageReader.pixels`` returns them.
         out: float32, shape ``options.image_shape``.
         options: What to do with them.
-        key: What an augmentation is drawn from: integers from 0.
+        change: What ``drawn_change`` gave.
     """
-    if isinstance(options.augmentation, Augmentation):
-        pixels = options.augmentation(pixels, np.random.default_rng(key), out=out)
+    if change is not None:
+        pixels = options.augmentation(pixels, change, out=out)
     if options.rescale is not None:
         np.multiply(pixels, np.float32(options.rescale), out=out)
     elif pixels is not out:

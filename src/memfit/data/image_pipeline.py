@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from memfit import errors
+from memfit.backends import host_allocator
 from memfit.data import folder_scan, image_masks, pipeline_options, scan_cache, shuffling
 from memfit.data.augmentation import Augmentation
 from memfit.data.broken_files import BrokenFiles, SkippedFile
@@ -22,6 +23,8 @@ from memfit.data.pipeline_options import Division
 from memfit.data.progress import stderr_progress
 
 NUM_SURVEYED = 32
+
+_MANY_FILES = 10_000
 
 
 def image_folder(
@@ -164,6 +167,8 @@ def datasets(found: FolderScan, options: ImageOptions, division: Division) -> An
     reader = ImageReader(options)
     largest = np.argsort(found.sizes)[-NUM_SURVEYED:]
     reader.survey(found.files.path(int(index)) for index in largest)
+    if len(found.files) > _MANY_FILES:  # The C library would keep what listing them took.
+        host_allocator.trim()
     for file in found.skipped:
         warnings.warn(f"memfit skips {file.path}: {file.reason}", stacklevel=3)
     parts = _parts(found.files, options, division)

@@ -22,6 +22,12 @@ from memfit.data.source import Source
 
 BatchKey = tuple[int, int]
 
+_THREAD_BYTES = 2**20
+"""Of a thread: its stack, and what the C library keeps for it."""
+
+_BATCH_NUMBER_BYTES = 41
+"""Of a batch: whether it was given out, and its place in a shuffled list of numbers."""
+
 
 class Pipeline(keras.utils.PyDataset):
     """Batches of a source, made ahead by a few threads; what every loader of ``memfit.data`` returns.
@@ -50,7 +56,7 @@ class Pipeline(keras.utils.PyDataset):
         self._num_samples = num_samples
         self._epoch = 0
         self._first = 0
-        self._order: np.ndarray | None = None
+        self._order: shuffling.Order | None = None
         self._in_pass = False
         self._given_out = np.zeros(self._num_batches, bool)
         self._begin_threads()
@@ -114,8 +120,14 @@ class Pipeline(keras.utils.PyDataset):
     @property
     def reading_bytes(self) -> int:
         """The most bytes of host memory that a run adds to what is held before it, beside the batches."""
-        orders = 2 * 4 * self.num_samples
-        return max(1, self.options.workers) * self.source.reading_bytes + self.source.growing_bytes + orders
+        threads = max(1, self.options.workers) * (self.source.reading_bytes + _THREAD_BYTES)
+        return threads + self.source.growing_bytes + self._order_bytes + _BATCH_NUMBER_BYTES * self._num_batches
+
+    @property
+    def _order_bytes(self) -> int:
+        # Two, because a thread may look at the last epoch's while the next one's is drawn.
+        drawn = 2 * shuffling.order_bytes(self.num_samples) if self.options.shuffle else 0
+        return drawn + self.source.arranging_bytes
 
     @property
     def peak_bytes(self) -> int:
@@ -290,18 +302,17 @@ class Pipeline(keras.utils.PyDataset):
         return PendingBatch(parts, draft.finish)
 
     def _samples(self, epoch: int, index: int) -> np.ndarray:
-        return self._order_of(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        # A copy, so that no batch keeps the order of its epoch.
+        samples = self._order_of(epoch)[index * self.batch_size : (index + 1) * self.batch_size].copy()
+        return samples if self._subset is None else self._subset[samples]
 
-    def _order_of(self, epoch: int) -> np.ndarray:
+    def _order_of(self, epoch: int) -> shuffling.Order:
         with self._lock:
             if epoch == self._epoch and self._order is not None:
                 return self._order
-            if not self.options.shuffle:
-                order = np.arange(self.num_samples, dtype=np.int32 if self.num_samples < 2**31 else np.int64)
-            else:
+            order: shuffling.Order = shuffling.ComputedOrder(self.num_samples)
+            if self.options.shuffle:
                 order = shuffling.epoch_order(self.num_samples, seed=self.seed, epoch=epoch)
-            if self._subset is not None:
-                order = self._subset[order]
             order = self.source.arranged(order, batch_size=self.batch_size, shuffled=self.options.shuffle)
             if epoch == self._epoch:
                 self._order = order

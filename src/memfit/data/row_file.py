@@ -8,10 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from memfit.budgeting import host
-
-_SHARE_OF_FREE = 0.5
-"""Of the free memory: a larger file is taken for one that memory will not hold, because training takes its part, too."""
+from memfit.data import mapped_rows
 
 
 class RowWriter:
@@ -55,15 +52,12 @@ class RowWriter:
 
 
 class RowFile:
-    """A memory map of an ``.npy`` file of rows that goes to another process as a path, not as its bytes.
-
-    Where memory does not hold the whole file the system is told that rows are read in any order. It would otherwise read
-    some 32 pages for each row and drop others for them: 110 rows a second instead of 17,000 were measured.
-    """
+    """A memory map of an ``.npy`` file of rows, read in any order; it goes to another process as a path, not as its bytes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows = self._mapped()
+        self._asked = mapped_rows.of(self.rows)
 
     def _mapped(self) -> np.ndarray:
         with open(self.path, "rb") as file:
@@ -71,9 +65,12 @@ class RowFile:
             shape, _, dtype = np.lib.format.read_array_header_2_0(file)
             start = file.tell()
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if hasattr(mapped, "madvise") and len(mapped) > _SHARE_OF_FREE * host.free_bytes():
-            mapped.madvise(mmap.MADV_RANDOM)
         return np.frombuffer(mapped, dtype, count=shape[0], offset=start)
+
+    def ask(self, indices: np.ndarray) -> None:
+        """Begins to read these rows, where memory does not hold them all: integers, shape (num_rows,)."""
+        if self._asked is not None:
+            self._asked.ask(indices)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}

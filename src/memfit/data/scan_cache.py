@@ -12,6 +12,7 @@ import numpy as np
 from memfit.data import kept_files
 from memfit.data.file_table import FileTable
 from memfit.data.folder_scan import FolderScan
+from memfit.data.name_sorting import PackedNames
 
 LEAST_FILES = 20_000
 """Fewer files are listed again in less than a second."""
@@ -48,12 +49,11 @@ def scanned(
 
 
 def _store(path: Path, found: FolderScan, times: dict[str, int]) -> None:
-    names, ends = found.files.packed
     with kept_files.draft(path) as draft, open(draft, "wb") as file:
         np.savez(
             file,
-            names=np.frombuffer(names, np.uint8),
-            ends=ends,
+            names=found.files.names.joined,
+            ends=found.files.names.ends,
             labels=found.files.labels,
             sizes=found.sizes,
             directory=np.array(found.files.directory),
@@ -69,8 +69,8 @@ def _load(path: Path) -> FolderScan | None:
             for folder, changed in zip(kept["watched"].tolist(), kept["times"].tolist(), strict=True):
                 if os.stat(folder).st_mtime_ns != changed:
                     return None
-            packed = kept["names"].tobytes(), kept["ends"]
-            files = FileTable.unpacked(str(kept["directory"]), kept["folders"].tolist(), packed, kept["labels"])
+            names = PackedNames.of(kept["names"], kept["ends"])
+            files = FileTable(str(kept["directory"]), kept["folders"].tolist(), names, kept["labels"])
             return FolderScan(files, kept["sizes"], ())
     except (OSError, ValueError, KeyError):
         return None

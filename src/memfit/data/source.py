@@ -12,6 +12,7 @@ import numpy as np
 
 from memfit.data import structure
 from memfit.data.broken_files import SkippedFile
+from memfit.data.shuffling import Order
 from memfit.records import TensorSpec
 
 
@@ -85,9 +86,14 @@ class Source(abc.ABC):
         """Files that were left out so far."""
         return ()
 
-    def arranged(self, order: np.ndarray, *, batch_size: int, shuffled: bool) -> np.ndarray:
+    def arranged(self, order: Order, *, batch_size: int, shuffled: bool) -> Order:
         """The order of an epoch, rearranged where the source has a reason to, such as batches of like length."""
         return order
+
+    @property
+    def arranging_bytes(self) -> int:
+        """The most bytes that ``arranged`` takes, what it returns among them; 0 where orders stay as they are."""
+        return 0
 
     def report(self) -> None:  # noqa: B027
         """Called in the thread that takes a batch: what has to be said about it is said here."""

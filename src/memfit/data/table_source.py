@@ -89,6 +89,8 @@ class TableSource(Source):
         rows = np.empty(len(samples), self._table.dtype)
 
         def read(start: int, stop: int) -> None:
+            if isinstance(self._rows, RowFile):
+                self._rows.ask(samples[start:stop])
             np.take(self._table, samples[start:stop], out=rows[start:stop], mode="clip")
 
         return Draft(read, lambda: self._batch(rows), least_rows=256)

@@ -18,6 +18,7 @@ from memfit import errors
 from memfit.data import file_lists, pipeline_options, shuffling, text_files, tokenizing
 from memfit.data.pipeline_options import Division, PipelineOptions
 from memfit.data.progress import stderr_progress
+from memfit.data.shuffling import Order, index_dtype
 from memfit.data.source import Draft, Source
 from memfit.data.text_files import Texts
 from memfit.data.tokenizing import TokenCounts, Tokenize, VocabularyTokenizer
@@ -119,27 +120,42 @@ class TextSource(Source):
 
         return Draft(read, lambda: self._batch(tokens, samples))
 
-    def arranged(self, order: np.ndarray, *, batch_size: int, shuffled: bool) -> np.ndarray:
+    @property
+    def arranging_bytes(self) -> int:
+        """Of the orders before and after, 4 bytes a text each, those between, and the texts of a bucket, 8 bytes each."""
+        return 24 * self.num_samples if self._shuffled else 0
+
+    def arranged(self, order: Order, *, batch_size: int, shuffled: bool) -> Order:
         """Batches of like length, in an order as random as ``order``; the shortest texts make the last, smaller one."""
         if not shuffled or len(order) <= batch_size:
             return order
-        by_length = order[np.argsort(self._bucket_of[order], kind="stable")]
+        drawn = order[:].astype(index_dtype(len(order)), copy=False)
+        positions = _by_group(self._bucket_of[drawn])
+        by_length = drawn[positions]
         left = len(order) % batch_size
         batches = by_length[left:].reshape(-1, batch_size)
-        position = np.empty(self.num_samples, np.int64)
-        position[order] = np.arange(len(order))
-        batches = batches[np.argsort(position[batches[:, 0]])]
-        needed = self._bucket_of[batches].max(axis=1)
+        by_first = np.argsort(positions[left::batch_size])
+        del positions
+        needed = self._bucket_of[batches[:, -1]][by_first]
         ends = [int(needed.argmax())]
         ends += [] if needed[ends[0]] == needed.min() else [int(needed.argmin())]
         rest = np.setdiff1d(np.arange(len(batches)), ends)
-        return np.concatenate([batches[ends].ravel(), batches[rest].ravel(), by_length[:left]])
+        arranged = np.empty(len(order), drawn.dtype)
+        np.take(batches, by_first[[*ends, *rest]], axis=0, out=arranged[: len(order) - left].reshape(-1, batch_size))
+        arranged[len(order) - left :] = by_length[:left]
+        return arranged
 
     def _batch(self, tokens: np.ndarray, samples: np.ndarray) -> Any:
         if self._next:
             x, y = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
             return x, y, (y != 0).astype(np.float32)
         return tokens if self.labels is None else (tokens, self.labels[samples])
+
+
+def _by_group(groups: np.ndarray) -> np.ndarray:
+    """As ``np.argsort(groups, kind="stable")`` of small numbers, in less memory."""
+    dtype = index_dtype(len(groups))
+    return np.concatenate([np.flatnonzero(groups == group).astype(dtype) for group in range(int(groups.max()) + 1)])
 
 
 def text(

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib.machinery
-import math
-import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from memfit import units
+from memfit.backends.surroundings import HISTOGRAM_BYTES
 from memfit.errors import ArgumentError
+from memfit.examining import reading, sizes
 from memfit.examining.findings import Finding
+from memfit.examining.reading import Chain
 
 _MANY_CLASSES = 256
 _LARGE = 64 * units.MIB
 _MANY_WAITING = 64
-_OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-}
+_LARGE_BUFFER = 512 * units.MIB
+_DOUBLES = ("float64", "double", "float")
 
 
 def examined(path: Path) -> list[Finding]:
@@ -39,7 +34,7 @@ def examined(path: Path) -> list[Finding]:
         raise ArgumentError(
             f"The script cannot be read as Python ({error}). Received: {str(path)!r}. Pass a .py file or -m MODULE."
         ) from error
-    return sorted(_Code(tree, path.name).findings(), key=lambda one: int(one.where.rpartition(":")[2]))
+    return sorted(_Code(tree, path).findings(), key=lambda one: int(one.where.rpartition(":")[2]))
 
 
 def file_of_module(name: str) -> Path:
@@ -60,22 +55,11 @@ def file_of_module(name: str) -> Path:
     return Path(spec.origin)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Chain:
-    """``source.a(...).b(...)``: its calls from the first to the last."""
-
-    calls: tuple[ast.Call, ...]
-
-    @property
-    def names(self) -> list[str]:
-        return [_name(call) for call in self.calls]
-
-
 class _Code:
-    def __init__(self, tree: ast.Module, file: str) -> None:
+    def __init__(self, tree: ast.Module, path: Path) -> None:
         self._tree = tree
-        self._file = file
-        self._constants = _constants(tree)
+        self._path = path
+        self._names = reading.Names(tree)
 
     def findings(self) -> Iterator[Finding]:
         inner: set[int] = set()
@@ -84,149 +68,107 @@ class _Code:
                 continue
             yield from self._call(node)
             if id(node) not in inner:
-                chain = _chain(node)
+                chain = reading.chain_of(node)
                 inner.update(id(call) for call in chain.calls)
                 yield from self._chain(chain)
 
     def _finding(self, node: ast.AST, what: str, num_bytes: int | None, cure: str) -> Finding:
-        return Finding("warning", what, num_bytes, cure, f"{self._file}:{getattr(node, 'lineno', 1)}")
+        return Finding("warning", what, num_bytes, cure, f"{self._path.name}:{getattr(node, 'lineno', 1)}")
 
     def _call(self, call: ast.Call) -> Iterator[Finding]:
-        name, given = _name(call), {word.arg: word.value for word in call.keywords if word.arg}
-        if name in ("zeros", "ones", "empty", "rand", "randn", "random", "full") and _owner(call) in (
-            "np",
-            "numpy",
-            "random",
-        ):
-            yield from self._float64(call, name, given)
-        if name == "astype" and call.args and _dtype(call.args[0]) in ("float64", "double", "float"):
-            yield self._finding(
-                call, "float64 is twice float32, and Keras casts it to that anyway.", None, "Write astype('float32')."
-            )
+        name, given = reading.called(call), reading.words(call)
+        if sizes.makes_array(call):
+            yield from self._float64(call)
+        if name == "astype" and call.args and reading.text(call.args[0]) in _DOUBLES:
+            yield self._astype(call)
         if name == "to_categorical":
             yield from self._categorical(call, given)
-        if name == "TensorBoard" and self._value(given.get("histogram_freq")) not in (None, 0):
-            yield self._finding(
-                call,
-                "histogram_freq copies every weight to the host at each such epoch.",
-                None,
-                "Set histogram_freq=0.",
-            )
-        workers, queue = self._value(given.get("workers")), self._value(given.get("max_queue_size"))
-        if isinstance(workers, int) or isinstance(queue, int):
-            waiting = (workers if isinstance(workers, int) else 1) + (queue if isinstance(queue, int) else 10)
-            if waiting >= _MANY_WAITING:
-                what = f"Up to {waiting} whole batches wait: workers, and max_queue_size beside them."
-                yield self._finding(
-                    call, what, None, "Lower max_queue_size to 10 or less; memfit.data bounds it by bytes."
-                )
+        if name == "TensorBoard" and self._names.value(given.get("histogram_freq")) not in (None, 0):
+            yield self._histograms(call)
+        yield from self._waiting(call, given)
 
-    def _float64(self, call: ast.Call, name: str, given: dict[str, ast.expr]) -> Iterator[Finding]:
-        position = 2 if name == "full" else 1
-        typed = given.get("dtype") or (
-            call.args[position] if name in ("zeros", "ones", "empty", "full") and len(call.args) > position else None
-        )
-        if typed is not None and _dtype(typed) not in ("float64", "double", "float"):
-            return
-        first = call.args[0] if call.args else given.get("shape") or given.get("size")
-        shape = [self._value(arg) for arg in call.args] if name in ("rand", "randn") else self._value(first)
-        shape = (shape,) if isinstance(shape, int) else shape
-        if not shape or not all(isinstance(length, int) and length >= 0 for length in shape):
-            return
-        num_bytes = 8 * math.prod(shape)
-        if num_bytes >= _LARGE:
-            cure = f"float32 takes {units.text(num_bytes // 2)}: pass dtype='float32', or .astype('float32') on parts."
-            yield self._finding(
-                call, "An array of float64, numpy's default; Keras casts it to float32, as a copy.", num_bytes, cure
+    def _float64(self, call: ast.Call) -> Iterator[Finding]:
+        array = sizes.made(call, self._names)
+        if array is not None and array.dtype == "float64" and array.bytes >= _LARGE:
+            cure = (
+                f"float32 takes {units.text(array.bytes // 2)}: pass dtype='float32', or .astype('float32') on parts."
             )
+            what = "An array of float64, numpy's default; Keras casts it to float32, as a copy."
+            yield self._finding(call, what, array.bytes, cure)
+
+    def _astype(self, call: ast.Call) -> Finding:
+        array = sizes.array_of(call, self._names)
+        size = "8 bytes a number" if array is None else str(array)
+        what = f"float64 is twice float32, and Keras casts it to that anyway: {size}."
+        half = "4 bytes a number" if array is None else units.text(array.bytes // 2)
+        return self._finding(
+            call, what, None if array is None else array.bytes, f"Write astype('float32'), which takes {half}."
+        )
 
     def _categorical(self, call: ast.Call, given: dict[str, ast.expr]) -> Iterator[Finding]:
-        number = self._value(given.get("num_classes") or (call.args[1] if len(call.args) > 1 else None))
-        if isinstance(number, int) and number >= _MANY_CLASSES:
+        number = self._names.number(given.get("num_classes") or (call.args[1] if len(call.args) > 1 else None))
+        if number is not None and number >= _MANY_CLASSES:
             what = f"to_categorical makes {number} numbers of each label: so many bytes for every sample."
             cure = "Keep the whole numbers and compile with loss='sparse_categorical_crossentropy': the same loss."
             yield self._finding(call, what, 8 * number, cure)
 
-    def _chain(self, chain: _Chain) -> Iterator[Finding]:
-        names, batch = chain.names, self._batch_bytes(chain)
-        for position, (call, name) in enumerate(zip(chain.calls, names, strict=True)):
-            if name == "cache" and not call.args and not call.keywords and isinstance(call.func, ast.Attribute):
-                cure = "Pass a file, cache('/tmp/cache'), or leave it out; memfit.fit bounds it by what there is."
-                yield self._finding(
-                    call, "cache() keeps the whole data set in memory, however large it is.", None, cure
-                )
-            if name != "shuffle" or not call.args or not isinstance(call.func, ast.Attribute):
+    def _histograms(self, call: ast.Call) -> Finding:
+        largest = max(sizes.embeddings(self._tree, self._names), default=None)
+        seen = f"{units.text(HISTOGRAM_BYTES * 10**6)} for each million" if largest is None else f"seen: {largest[1]}"
+        num_bytes = None if largest is None else HISTOGRAM_BYTES * largest[0]
+        what = (
+            "histogram_freq copies every weight to the host at each such epoch and sorts it into bins: about "
+            f"{HISTOGRAM_BYTES} bytes for each number of the largest weight ({seen})."
+        )
+        return self._finding(call, what, num_bytes, "Set histogram_freq=0.")
+
+    def _waiting(self, call: ast.Call, given: dict[str, ast.expr]) -> Iterator[Finding]:
+        """Whole batches in Keras' queue, where ``workers`` and ``max_queue_size`` of a call let many wait."""
+        workers, queue = self._names.number(given.get("workers")), self._names.number(given.get("max_queue_size"))
+        waiting = (workers or 1) + (10 if queue is None else queue)
+        if (workers is None and queue is None) or waiting < _MANY_WAITING:
+            return
+        fed = call.args[0] if call.args and reading.called(call).startswith("fit") else given.get("x")
+        elements = sizes.elements_of(fed, self._names, self._path.parent)
+        elements = elements if elements.is_batched else sizes.by_words(call, self._names)
+        num_bytes, amount = elements.amount(elements.samples_of(waiting))
+        what = f"Up to {waiting} whole batches wait, workers and max_queue_size beside them: {amount}."
+        yield self._finding(
+            call, what, num_bytes, "Lower max_queue_size to 10 or less; memfit.data bounds it by bytes."
+        )
+
+    def _chain(self, chain: Chain) -> Iterator[Finding]:
+        for position, call in enumerate(chain.calls):
+            name = reading.called(call)
+            if name not in ("cache", "shuffle") or not isinstance(call.func, ast.Attribute):
                 continue
-            buffer = call.args[0]
-            size = self._value(buffer)
-            if isinstance(buffer, ast.Call) and _name(buffer) in ("len", "cardinality"):
-                cure = "Shuffle file names or indices before they are decoded, or take a buffer of about 1000."
-                yield self._finding(call, "shuffle(len(dataset)) holds every element in memory at once.", None, cure)
-            if "batch" in names[:position] or batch is not None:
-                held = batch * size if batch is not None and isinstance(size, int) else None
-                what = "shuffle after batch: whole batches are held and keep their samples together."
-                yield self._finding(call, what, held, "Put shuffle before batch.")
+            elements = sizes.elements_before(chain, position, self._names, self._path.parent)
+            if name == "cache" and not call.args and not call.keywords:
+                yield self._cache(call, elements)
+            if name == "shuffle" and (call.args or "buffer_size" in reading.words(call)):
+                yield from self._shuffle(call, elements)
 
-    def _batch_bytes(self, chain: _Chain) -> int | None:
-        """Of one batch, where the chain begins with one of Keras' image loaders and its sizes can be read."""
-        call = chain.calls[0]
-        if _name(call) != "image_dataset_from_directory":
-            return None
-        given = {word.arg: self._value(word.value) for word in call.keywords}
-        size, batch = given.get("image_size", (256, 256)), given.get("batch_size", 32)
-        if not isinstance(size, tuple) or not isinstance(batch, int) or not all(isinstance(one, int) for one in size):
-            return None
-        return batch * math.prod(size) * 3 * 4
+    def _cache(self, call: ast.Call, elements: sizes.Elements) -> Finding:
+        num_bytes, amount = elements.amount(elements.number)
+        what = f"cache() keeps the whole data set in memory, however large it is: {amount}."
+        cure = "Pass a file, cache('/tmp/cache'), or leave it out; memfit.fit bounds it by what there is."
+        return self._finding(call, what, num_bytes, cure)
 
-    def _value(self, node: ast.AST | None) -> Any:
-        return _value(node, self._constants)
-
-
-def _constants(tree: ast.Module) -> dict[str, Any]:
-    """Names of the module that are given one plain value, once."""
-    found: dict[str, Any] = {}
-    stored = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            value = _value(node.value, found)
-            if value is not None and stored.count(name) == 1:
-                found[name] = value
-    return found
-
-
-def _value(node: ast.AST | None, constants: dict[str, Any]) -> Any:
-    """A whole number or a tuple that can be read off; None for what cannot."""
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, int) else None
-    if isinstance(node, ast.Name):
-        return constants.get(node.id)
-    if isinstance(node, (ast.Tuple, ast.List)):
-        return tuple(_value(item, constants) for item in node.elts)
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
-        left, right = _value(node.left, constants), _value(node.right, constants)
-        if isinstance(left, int) and isinstance(right, int) and not (isinstance(node.op, ast.FloorDiv) and right == 0):
-            return _OPERATIONS[type(node.op)](left, right)
-    return None
-
-
-def _name(call: ast.Call) -> str:
-    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-
-
-def _owner(call: ast.Call) -> str:
-    owner = call.func.value if isinstance(call.func, ast.Attribute) else None
-    return owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
-
-
-def _dtype(node: ast.AST) -> str:
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return str(node.value) if isinstance(node, ast.Constant) else getattr(node, "id", "")
-
-
-def _chain(call: ast.Call) -> _Chain:
-    calls = [call]
-    while isinstance(calls[-1].func, ast.Attribute) and isinstance(calls[-1].func.value, ast.Call):
-        calls.append(calls[-1].func.value)
-    return _Chain(tuple(reversed(calls)))
+    def _shuffle(self, call: ast.Call, elements: sizes.Elements) -> Iterator[Finding]:
+        buffer = call.args[0] if call.args else reading.words(call)["buffer_size"]
+        samples = elements.samples_of(self._names.number(buffer))
+        cure = "Shuffle file names or indices before they are decoded, or take a buffer of about 1000."
+        is_all = isinstance(buffer, ast.Call) and reading.called(buffer) in ("len", "cardinality")
+        if is_all:
+            samples = elements.number
+            num_bytes, amount = elements.amount(samples)
+            what = f"shuffle(len(dataset)) holds every element in memory at once: {amount}."
+            yield self._finding(call, what, num_bytes, cure)
+        elif samples is not None and elements.number is not None:
+            samples = min(samples, elements.number)
+        num_bytes, amount = elements.amount(samples)
+        if elements.is_batched:
+            what = f"shuffle after batch: whole batches are held and keep their samples together: {amount}."
+            yield self._finding(call, what, num_bytes, "Put shuffle before batch.")
+        elif not is_all and num_bytes is not None and num_bytes >= _LARGE_BUFFER:
+            yield self._finding(call, f"shuffle holds a large buffer in memory: {amount}.", num_bytes, cure)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from memfit.backends import keras_seam
+from memfit.backends.surroundings import HISTOGRAM_BYTES
 from memfit.units import text
 
 _SHARE = 0.05
@@ -83,12 +84,12 @@ def _histograms(model: Any, callbacks: Any, least: int) -> Iterator[str]:
     boards = [one for one in given or () if isinstance(one, keras.callbacks.TensorBoard)] if _is_list(given) else []
     if not any(board.histogram_freq for board in boards):
         return
-    weights = [int(np.prod(weight.shape)) * 8 for weight in model.weights]  # sorted into bins as numbers of 8 bytes
-    if weights and sum(weights) >= least:
+    largest = max((int(np.prod(weight.shape)) for weight in model.weights), default=0)
+    held = HISTOGRAM_BYTES * largest
+    if held and held >= least:
         yield (
             f"TensorBoard(histogram_freq=...) copies every weight to the host and sorts it into bins at the end of an epoch: "
-            f"{text(max(weights))} for each copy of the largest, several at once, which the plan does not count: set "
-            "histogram_freq=0"
+            f"{text(held)} for the largest, which the plan does not count: set histogram_freq=0"
         )
 
 

@@ -104,14 +104,44 @@ class Chain:
 
 def peak_bytes(chain: Chain, remat: Remat) -> int:
     """The most activations that are there at once with an arrangement."""
-    retained = peak = position = 0
+    return sum(held_at_peak(chain, remat))
+
+
+def held_at_peak(chain: Chain, remat: Remat) -> tuple[int, ...]:
+    """What is there of each unit's activations when most is there at once, in bytes.
+
+    Example:
+        >>> units = tuple(Unit(name, 10, 1.0) for name in "abcd")
+        >>> tensors = tuple(Tensor(place, place + 1, 4) for place in range(4))
+        >>> held_at_peak(Chain(units, tensors), Remat((Segment(0, 1), Segment(1, 3))))
+        (4, 10, 14, 0)
+    """
+    held, position = [0] * len(chain.units), 0
+    highest = list(held)
     for segment in remat.segments:
-        retained += _inside(chain, position, segment.start)
-        out = _made_and_read_later(chain, segment)
-        peak = max(peak, retained + out + _inside(chain, segment.start, segment.stop))
-        retained += out
+        for place in range(position, segment.start):
+            held[place] = chain.units[place].inside_bytes
+        for tensor in chain.tensors:
+            if segment.start <= tensor.made < segment.stop <= tensor.last_read:
+                held[tensor.made] += tensor.bytes
+        again = list(held)
+        for place in range(segment.start, segment.stop):
+            again[place] += chain.units[place].inside_bytes
+        highest = max(highest, again, key=sum)
         position = segment.stop
-    return max(peak, retained + _inside(chain, position, len(chain.units)))
+    for place in range(position, len(chain.units)):
+        held[place] = chain.units[place].inside_bytes
+    return tuple(max(highest, held, key=sum))
+
+
+def held_shares(chain: Chain, remat: Remat) -> dict[str, float]:
+    """Of each unit by its name, what is there at the peak, relative to what it keeps in the plain step."""
+    plain: dict[str, int] = {}
+    held: dict[str, int] = {}
+    for unit, num_bytes in zip(chain.units, held_at_peak(chain, remat), strict=True):
+        plain[unit.name] = plain.get(unit.name, 0) + unit.inside_bytes
+        held[unit.name] = held.get(unit.name, 0) + num_bytes
+    return {name: held[name] / num_bytes for name, num_bytes in plain.items() if num_bytes}
 
 
 def recomputation(chain: Chain, remat: Remat) -> float:
@@ -204,14 +234,6 @@ def everything(chain: Chain, segments: int) -> Remat:
         cuts = list(range(spans.number + 1))
     pieces = itertools.chain.from_iterable(spans.without_fixed(start, stop) for start, stop in itertools.pairwise(cuts))
     return Remat(tuple(Segment(*spans.positions(*piece)) for piece in pieces))
-
-
-def _inside(chain: Chain, start: int, stop: int) -> int:
-    return sum(unit.inside_bytes for unit in chain.units[start:stop])
-
-
-def _made_and_read_later(chain: Chain, segment: Segment) -> int:
-    return sum(t.bytes for t in chain.tensors if segment.start <= t.made < segment.stop <= t.last_read)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ _LONG_PLANNING = 0.2
 
 def of_run(report: RunReport) -> tuple[str, ...]:
     """Sentences, what matters most first; never none."""
-    plan, profile = report.plan, report.profile
+    plan, profile = report.plan, report.planned or report.profile
     kinds = {event.kind for event in report.events}
     held = report.peak.host_bytes if plan.budget.device_bytes is None else report.peak.device_bytes or 0
     room = plan.budget.limiting_bytes

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from memfit import units
 from memfit.records import Consumer, Profile
 
 _LEAST_SHARE = 0.01
+_NARROW_SHARE = 0.5
+"""Outputs of layers that are a smaller part are drawn by themselves as well."""
+
+_OUTPUTS = "outputs of layers"
 _MOST_BLOCKS = 24
 _HUES = (212, 24, 152, 276, 340, 48, 190)
 
@@ -29,24 +33,33 @@ class Block:
     parts: tuple[Block, ...] = ()
 
 
-def of_profile(profile: Profile) -> str:
-    """The icicle of a step at the profile's batch size, and its largest consumers as a table."""
+def of_step(profile: Profile, step: str) -> str:
+    """The icicle of a step, and its largest consumers as a table.
+
+    Args:
+        profile: Of the step.
+        step: Which step it is, in a sentence.
+    """
     blocks = blocks_of(profile)
     total = sum(block.bytes for block in blocks)
-    cells = "".join(_cell(block, total, hue) for block, hue in zip(blocks, _hues(len(blocks)), strict=True))
+    hues = dict(zip(blocks, _hues(len(blocks)), strict=True))
+    alone = "".join(
+        f'<p class="dim">{escape(block.name)}, by themselves:</p>{_rows([block], {block: hue})}'
+        for block, hue in hues.items()
+        if block.name == _OUTPUTS and block.bytes < _NARROW_SHARE * total
+    )
     rows = "".join(
-        f'<tr><td class="path">{escape(one.name)}</td><td>{escape(one.kind)}</td>'
+        f'<tr><td class="path">{_breakable(one.name)}</td><td>{"" if one.kind == one.name else escape(one.kind)}</td>'
         f'<td class="number">{units.text(one.bytes)}</td></tr>'
         for one in profile.consumers[:12]
         if one.bytes
     )
     said = (
-        f"One plain step at batch size {profile.batch_size} by shapes: its predicted peak is "
-        f"{units.text(profile.peak.bytes)}. Outputs of layers are all counted; at the peak some are not made yet or are "
-        "gone, and gradients of outputs come on top."
+        f"{step} Its predicted peak is {units.text(profile.peak.bytes)}. Blocks are by shapes: outputs of layers count from "
+        "the forward pass to its end; at the peak some are gone already, and gradients of outputs come on top."
     )
     return (
-        f'<p class="dim">{escape(said)}</p><div class="icicle"><div class="row">{cells}</div></div>'
+        f'<p class="dim">{escape(said)}</p>{_rows(blocks, hues)}{alone}'
         f'<table><tr><th>Name</th><th>What</th><th class="number">Bytes</th></tr>{rows}</table>'
     )
 
@@ -66,7 +79,7 @@ def blocks_of(profile: Profile) -> tuple[Block, ...]:
     )
     found = (
         held,
-        Block("outputs of layers", profile.activations, _by_path(profile.layers)),
+        Block(_OUTPUTS, profile.activations, _by_path(profile.layers)),
         Block("gradients", profile.gradients),
         Block("inputs", profile.inputs),
         Block("workspace of kernels", profile.peak.workspace),
@@ -98,6 +111,17 @@ def _few(blocks: Sequence[Block]) -> tuple[Block, ...]:
     if not others:
         return tuple(shown)
     return (*shown, Block(f"{len(others)} others", sum(block.bytes for block in others)))
+
+
+def _rows(blocks: Sequence[Block], hues: Mapping[Block, int]) -> str:
+    total = sum(block.bytes for block in blocks)
+    cells = "".join(_cell(block, total, hues[block]) for block in blocks)
+    return f'<div class="icicle"><div class="row">{cells}</div></div>'
+
+
+def _breakable(path: str) -> str:
+    """A path that a narrow column may break between its words."""
+    return escape(path).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
 def _cell(block: Block, total: int, hue: int, lightness: int = 34) -> str:

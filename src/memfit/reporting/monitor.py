@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from memfit.writing import written
 
 _SCALAR_SECONDS = 1.0
 _SUFFIXES = (".csv", ".json")
+_OF_THIS_PROCESS = frozenset({"_recorder", "_log", "_watcher", "_own", "_host", "_past", "_model"})
 
 
 class Places(keras.callbacks.Callback):
@@ -74,8 +75,10 @@ class Places(keras.callbacks.Callback):
 class MemoryMonitor(Places):
     """Keeps what is held while a model trains, evaluates or predicts: host and device, by batch, epoch and phase.
 
-    Inside ``memfit.fit`` it also has the run's events; elsewhere it works by itself. What it costs is measured and is
-    ``timeline.cost``. The timeline is bounded: the longer a run, the longer the stretches whose highest reading is kept.
+    Inside ``memfit.fit`` it also has the run's events; elsewhere it works by itself. With ``isolate=True`` it watches the
+    worker, the last one where some were killed, and is filled here when that has ended, however it ended. What it costs is
+    measured and is ``timeline.cost``. The timeline is bounded: the longer a run, the longer the stretches whose highest
+    reading is kept.
 
     Args:
         path: Where the timeline is written when training ends: a file that ends in ".json" (for ``memfit report``) or
@@ -112,20 +115,34 @@ class MemoryMonitor(Places):
         self._scalars = None if tensorboard is None else Scalars(tensorboard)
         self._next_scalar = 0.0
         self._num_batches = 0
+        self._forget()
+
+    def _forget(self) -> None:
         self._own = contextlib.ExitStack()
+        self._recorder: Recorder | None = None
         self._log: Log | None = None
         self._watcher: Watcher | None = None
-        self._hosted = False
+        self._host: Recorder | None = None
+        self._past: tuple[Timeline, tuple[Event, ...]] = (Timeline(), ())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As it was made: what it has recorded stays in the process."""
+        return {name: value for name, value in vars(self).items() if name not in _OF_THIS_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._model = None
+        self._forget()
 
     @property
     def timeline(self) -> Timeline:
         """What was recorded so far."""
-        return Timeline() if self._recorder is None else self._recorder.timeline()
+        return self._past[0] if self._recorder is None else self._recorder.timeline()
 
     @property
     def events(self) -> tuple[Event, ...]:
         """What happened, in order of time."""
-        return () if self._log is None else self._log.events
+        return self._past[1] if self._log is None else self._log.events
 
     @property
     def peak(self) -> Reading:
@@ -185,14 +202,33 @@ class MemoryMonitor(Places):
     def hosted(self, recorder: Recorder, log: Log) -> Iterator[None]:
         """Inside, a run that records by itself is what this monitor shows: one thread samples, not two."""
         self._own.close()
-        self._recorder, self._log, self._watcher, self._hosted = recorder, log, None, True
+        self._recorder, self._log, self._watcher, self._host = recorder, log, None, recorder
         try:
             yield
         finally:
-            self._hosted = False
+            self._host = None
+
+    def take_over(self, document: str | None, before: Sequence[Event]) -> None:
+        """From here on it shows what a monitor in another process has recorded.
+
+        Args:
+            document: What ``to_json`` gave there; None where that process could not tell any more.
+            before: What happened before it began.
+        """
+        self._own.close()
+        self._forget()
+        fields = None if document is None else json.loads(document)
+        timeline = Timeline() if fields is None else Timeline.from_fields(fields["timeline"])
+        events = [] if fields is None else [Event(**event) for event in fields["events"]]
+        self._past = timeline, (*before, *events)
+
+    def write(self) -> None:
+        """Writes the timeline to the path that was given, where one was."""
+        if self._path is not None:
+            written(self._path, self.to_csv() if self._path.suffix == ".csv" else self.to_json())
 
     def _begin(self) -> None:
-        if self._hosted:
+        if self._host is not None:
             return
         self._own.close()  # of a run that ended by an error, of which Keras tells nobody
         backend, self._log = backends.current(), Log()
@@ -206,8 +242,7 @@ class MemoryMonitor(Places):
             self._recorder.add(self._watcher.held(), sampling=False)
         self._own.close()
         self._write_scalars()
-        if self._path is not None:
-            written(self._path, self.to_csv() if self._path.suffix == ".csv" else self.to_json())
+        self.write()
 
     def _write_scalars(self) -> None:
         last = None if self._recorder is None else self._recorder.last()
@@ -227,13 +262,17 @@ class MemoryMonitor(Places):
 @contextlib.contextmanager
 def joined(arguments: dict[str, Any], recorder: Recorder, log: Log) -> Iterator[None]:
     """Inside, monitors among the callbacks of ``fit`` show what the run itself records."""
+    with contextlib.ExitStack() as stack:
+        for one in among(arguments):
+            stack.enter_context(one.hosted(recorder, log))
+        yield
+
+
+def among(arguments: dict[str, Any]) -> list[MemoryMonitor]:
+    """The monitors among the callbacks of ``fit``."""
     callbacks = arguments.get("callbacks")
     found = callbacks.callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else callbacks
-    with contextlib.ExitStack() as stack:
-        for callback in keras.tree.flatten(found) if found else []:
-            if isinstance(callback, MemoryMonitor):
-                stack.enter_context(callback.hosted(recorder, log))
-        yield
+    return [one for one in (keras.tree.flatten(found) if found else []) if isinstance(one, MemoryMonitor)]
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:

@@ -15,6 +15,9 @@ from memfit.reporting import advice, icicle
 from memfit.reporting.chart import Bound, timeline_chart
 from memfit.timeline import TIMELINE_FORMAT, Timeline
 
+_SHORT = 12
+"""Letters of a cell that is not broken into lines: a number with its unit, a kind of event."""
+
 
 def of_document(document: str) -> str:
     """The page for what ``RunReport.to_json`` or ``MemoryMonitor.to_json`` wrote.
@@ -37,7 +40,7 @@ def of_document(document: str) -> str:
 
 def of_run(report: RunReport) -> str:
     """The page of one ``memfit.fit``."""
-    plan, peak, profile = report.plan, report.peak, report.profile
+    plan, peak, drawn = report.plan, report.peak, report.planned or report.profile
     training = max(0.0, report.seconds - report.planning_seconds)
     tiles = {
         "Host peak, measured": units.text(peak.host_bytes),
@@ -53,9 +56,9 @@ def of_run(report: RunReport) -> str:
         _tiles(tiles),
         _section("Memory over time", timeline_chart(report.timeline or Timeline(), report.events, bounds)),
         _section("Predicted beside measured", _predicted(report)),
-        "" if profile is None else _section("Where the bytes are", icicle.of_profile(profile)),
+        "" if drawn is None else _section("Where the bytes are", icicle.of_step(drawn, _step(report))),
         _section("The plan", _items((f"Budget: {plan.budget}", *plan.reasons))),
-        _section("What happened", _events(report.events)),
+        _section("What happened", _events(report.events, str(plan))),
         _section("What to try next", _items(advice.of_run(report))),
     ]
     return _page(plan.summary, parts)
@@ -98,17 +101,38 @@ def _predicted(report: RunReport) -> str:
     return _table(("", "Bytes", "Source"), rows) + moment
 
 
-def _events(events: Sequence[Event]) -> str:
+def _step(report: RunReport) -> str:
+    """Which step the bytes by layer are of."""
+    plan = report.plan
+    if report.planned is None:
+        trained = plan.summary.removeprefix("memfit: ")
+        return f"This is the plain step, not the one that was trained, whose bytes were not predicted ({trained})."
+    if plan.micro_batch_size is None and not plan.levers:
+        return f"The step that was trained: the plain one at batch size {report.planned.batch_size}."
+    part = "the whole batch" if plan.micro_batch_size is None else f"one micro-batch of {plan.micro_batch_size}"
+    also = f", {plan.levers.text}" if plan.levers else ""
+    left = "" if plan.levers.remat is None else " Of what is recomputed, that is shown which is there at the peak."
+    return f"The step that was trained, with {part} in it{also}.{left}"
+
+
+def _events(events: Sequence[Event], plan: str | None = None) -> str:
+    """A table; of the plan that the page shows anyway, the first line alone."""
     if not events:
         return "<p>Nothing was noted.</p>"
-    rows = [(f"{event.seconds:.1f} s", event.kind, event.message) for event in events]
+    said = [event.message.splitlines()[0] if event.message == plan else event.message for event in events]
+    rows = [(f"{event.seconds:.1f} s", event.kind, text) for event, text in zip(events, said, strict=True)]
     return _table(("After", "What", ""), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     titles = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    lines = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f"<table><tr>{titles}</tr>{lines}</table>"
+
+
+def _cell(text: str) -> str:
+    kind = ' class="short"' if len(text) <= _SHORT else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _items(sentences: Sequence[str]) -> str:

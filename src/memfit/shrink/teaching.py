@@ -23,10 +23,11 @@ def loss_for(teacher: Any, student: Any, temperature: float) -> Any:
     if not classes or any((output.shape[-1] or 1) == 1 for output in teacher.outputs):
         return keras.distillation.LogitsDistillation(temperature=1.0, loss=_for_each(teacher, "mse"))
     kind = _OfProbabilities if _gives_probabilities(losses) else keras.distillation.LogitsDistillation
-    return kind(temperature=temperature, loss=_for_each(teacher, "kl_divergence"))
+    # Not by its name: Keras 3.15 makes a function of that, and takes the divergence of logits as they are.
+    return kind(temperature=temperature, loss=_for_each(teacher, keras.losses.KLDivergence()))
 
 
-def _for_each(teacher: Any, loss: str) -> Any:
+def _for_each(teacher: Any, loss: Any) -> Any:
     return loss if len(teacher.outputs) == 1 else [loss] * len(teacher.outputs)
 
 

@@ -41,6 +41,7 @@ def seen(tmp_path: Path, source: str) -> list[Finding]:
         ),
         ("keras.callbacks.TensorBoard(histogram_freq=1)", "histogram_freq", None),
         ("Data(workers=8, max_queue_size=100)", "108 whole batches", None),
+        ("x = np.ones((10, 100), 'float32').astype('float64')", "10 x 100 float64", 8000),
     ],
 )
 def test_a_mistake_is_found_once_with_its_bytes_and_cure(
@@ -53,10 +54,128 @@ def test_a_mistake_is_found_once_with_its_bytes_and_cure(
     assert found.where == f"train.py:{source.count(chr(10)) + 1}"
 
 
+@pytest.fixture
+def images(tmp_path: Path) -> str:
+    """A folder of ten images of two classes, and of what is none; only their names are looked at."""
+    for number in range(10):
+        folder = tmp_path / "images" / str(number % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.JPG").touch()
+        (folder / f"{number}.txt").touch()
+    (tmp_path / "images" / "of-no-class.png").touch()
+    return "ds = keras.utils.image_dataset_from_directory('images', image_size=(64, 32), batch_size=4"
+
+
+IMAGE = 64 * 32 * 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("rest", "num_bytes"),
+    [
+        (")\nds = ds.cache()", 10 * IMAGE),
+        (").prefetch(2)\nds = ds.cache().prefetch(2)", 10 * IMAGE),
+        (", labels=None).cache()", 11 * IMAGE),
+        (", color_mode='grayscale').cache()", 10 * IMAGE // 3),
+        (", validation_split=0.25, subset='training').cache()", 8 * IMAGE),
+        (").take(1).cache()", 4 * IMAGE),
+        (").unbatch()\nds = ds.shuffle(len(ds))", 10 * IMAGE),
+        (").shuffle(2)", 8 * IMAGE),
+        (").shuffle(100)", 10 * IMAGE),
+    ],
+)
+def test_a_pipeline_of_images_is_followed_to_what_it_holds(
+    tmp_path: Path, images: str, rest: str, num_bytes: int
+) -> None:
+    (found,) = seen(tmp_path, images + rest)
+    assert found.bytes == num_bytes
+    assert f"images of 64 x 32 x {1 if 'grayscale' in rest else 3} float32" in found.what
+
+
+@pytest.mark.parametrize(
+    ("rest", "text"),
+    [
+        (").map(f).cache()", ": 10 images of 64 x 32 x 3 float32, 240 KiB, as they are loaded, before map"),
+        (
+            ", validation_split=SHARE, subset='training').cache()",
+            ": 24 KiB for each image of 64 x 32 x 3 float32, 23.4 MiB ",
+        ),
+        (").filter(f).cache()", ": 24 KiB for each image"),
+        (").filter(f).foo().cache()", ": its samples, times the bytes of one, which the code does not tell"),
+        (").batch(2).cache()", ": its samples, times the bytes of one, which the code does not tell"),
+        (")\nif some: ds = other\nds.cache()", ": its samples, times"),
+        (")\nfor one in two:\n  ds.cache()\n  ds = other", ": its samples, times"),
+        (")\ndef f():\n  ds = other\n  ds.cache()", ": its samples, times"),
+    ],
+)
+def test_what_is_not_told_is_left_open_and_what_is_known_is_said(
+    tmp_path: Path, images: str, rest: str, text: str
+) -> None:
+    (found,) = seen(tmp_path, images + rest)
+    assert found.bytes is None
+    assert text in found.what
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "num_bytes"),
+    [
+        ("ds.batch(32).shuffle(100)", ": 3200 samples, times the bytes of one, which the code does not tell", None),
+        ("ds.batch(8).foo().shuffle(100)", "after batch: whole batches are held", None),
+        ("ds.batch(n).shuffle(100)", ": its samples, times", None),
+        ("from_tensor_slices((np.ones((50, 8), 'float32'), y)).cache()", ": 50 samples of 8 float32", 50 * 8 * 4),
+        (
+            "x = np.zeros((1024, 1000), 'uint8')\nds.from_tensor_slices(x).shuffle(len(x))",
+            ": 1024 samples of 1000 uint8",
+            1024 * 1000,
+        ),
+        (
+            "image_dataset_from_directory('/nowhere', batch_size=None).shuffle(10_000)",
+            "a large buffer in memory: 10000 images of 256 x 256 x 3 float32",
+            10_000 * 256 * 256 * 3 * 4,
+        ),
+        (
+            "TensorBoard(histogram_freq=1)",
+            "280 bytes for each number of the largest weight (267 MiB for each million)",
+            None,
+        ),
+        (
+            "e = [Embedding(100, 8), Embedding(5000, output_dim=16)]\nTensorBoard(histogram_freq=1)",
+            "(seen: Embedding(5000, 16))",
+            280 * 5000 * 16,
+        ),
+        ("Data(workers=8, max_queue_size=100)", ": its samples, times the bytes of one", None),
+        ("Data(batch_size=32, max_queue_size=100)", ": 3232 samples, times", None),
+        (
+            "Data(batch_size=4, image_size=(64, 64), max_queue_size=99)",
+            ": 400 samples of 64 x 64 float32, 6.2 MiB, for each channel and if that is their dtype",
+            None,
+        ),
+        (
+            "Data(batch_size=4, shape=(64, 64, 3), dtype='uint8', max_queue_size=99)",
+            ": 400 samples of 64 x 64 x 3 uint8",
+            400 * 64 * 64 * 3,
+        ),
+        (
+            "g = gen.flow_from_directory('d', target_size=(8, 8))\nmodel.fit(g, workers=100)",
+            ": 3520 images of 8 x 8 x 3 float32",
+            3520 * 8 * 8 * 3 * 4,
+        ),
+        ("x.astype('float64')", "anyway: 8 bytes a number", None),
+    ],
+)
+def test_findings_name_bytes_or_what_they_are_made_of(
+    tmp_path: Path, source: str, text: str, num_bytes: int | None
+) -> None:
+    (found,) = seen(tmp_path, source)
+    assert text in found.what
+    assert found.bytes == num_bytes
+
+
 @pytest.mark.parametrize(
     "source",
     [
         "x = np.zeros((1000, 224, 224, 3), 'float32')",
+        "ds = image_dataset_from_directory('d', batch_size=None).shuffle(500)",
+        "ds = ds.shuffle(100_000)",
         "x = np.zeros((1000, 224, 224, 3), dtype=np.uint8)",
         "x = np.zeros((10, 10))",
         "x = np.zeros((n, 224, 224, 3))",

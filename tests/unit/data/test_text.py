@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit import data, errors
-from memfit.data import text_files, tokenizing
+from memfit.data import shuffling, text_files, tokenizing
 from memfit.data.text_source import TextSource
 from memfit.data.tokenizing import TokenCounts
 
@@ -85,6 +86,26 @@ def test_batches_are_of_like_length_and_keras_sees_that_the_length_varies(
     assert len(set(lengths[:2])) == len(set(lengths)) or len(set(lengths[:2])) > 1
     needed = [bucket_of[arranged[start : start + batch_size]].max() for start in range(0, num, batch_size)]
     assert all(4 * 2**bucket <= length for bucket, length in zip(needed, lengths, strict=True))
+
+
+def test_arranging_takes_the_bytes_that_are_said() -> None:
+    num = 100_000
+    bucket_of = np.random.default_rng(0).integers(0, 3, num).astype(np.uint8)
+    source = TextSource(
+        text_files.GivenTexts(["1"] * num),
+        lambda text: [1],
+        buckets=[4, 8, 16],
+        bucket_of=bucket_of,
+        batch_size=32,
+        shuffled=True,
+    )
+    tracemalloc.start()
+    try:
+        order = shuffling.epoch_order(num, seed=0, epoch=0)
+        source.arranged(order, batch_size=32, shuffled=True)
+        assert 8 * num < tracemalloc.get_traced_memory()[1] < source.arranging_bytes == 24 * num
+    finally:
+        tracemalloc.stop()
 
 
 @given(texts=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n")), max_size=9))

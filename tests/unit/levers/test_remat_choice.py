@@ -14,6 +14,8 @@ from memfit.levers.remat_choice import (
     Unit,
     choose,
     everything,
+    held_at_peak,
+    held_shares,
     ladder,
     peak_bytes,
     recomputation,
@@ -68,6 +70,29 @@ def test_the_choice_is_the_cheapest_that_fits(chain: Chain, most: int) -> None:
     else:
         assert peak_bytes(chain, chosen) <= most
         assert recomputation(chain, chosen) == min(costs)
+
+
+@given(chains())
+@settings(max_examples=50, deadline=None)
+def test_what_is_there_at_the_peak_is_of_the_kept_and_of_one_segment(chain: Chain) -> None:
+    assert held_shares(chain, Remat(())) == {unit.name: 1.0 for unit in chain.units if unit.inside_bytes}
+    for remat in every_arrangement(chain):
+        moments = [held_while(chain, remat, segment) for segment in (*remat.segments, None)]
+        held = held_at_peak(chain, remat)
+        assert held in moments
+        assert sum(held) == max(map(sum, moments)) == peak_bytes(chain, remat)
+
+
+def held_while(chain: Chain, remat: Remat, now: Segment | None) -> tuple[int, ...]:
+    """Of each unit, while a segment is recomputed, or when the forward pass has ended: the units that it has left behind."""
+    found = []
+    for place, unit in enumerate(chain.units):
+        own = next((s for s in remat.segments if s.start <= place < s.stop), None)
+        passed = now is None or place < now.stop
+        read = sum(t.bytes for t in chain.tensors if own and t.made == place and t.last_read >= own.stop)
+        kept = unit.inside_bytes if own is None else read
+        found.append((kept if passed else 0) + (unit.inside_bytes if own is not None and own is now else 0))
+    return tuple(found)
 
 
 @given(chains())

@@ -14,7 +14,20 @@ import pytest
 
 from memfit.cli import main
 from memfit.errors import ArgumentError
-from memfit.records import Budget, Consumer, Estimate, Event, Moment, Plan, Profile, Reading, RunReport
+from memfit.records import (
+    Budget,
+    Consumer,
+    Estimate,
+    Event,
+    Levers,
+    Moment,
+    Plan,
+    Profile,
+    Reading,
+    Remat,
+    RunReport,
+    Segment,
+)
 from memfit.reporting import advice, icicle, page
 from memfit.timeline import Sample, Timeline
 
@@ -81,6 +94,51 @@ def test_the_page_says_it_all() -> None:
         assert text in document
 
 
+def test_the_bytes_by_layer_are_those_of_the_step_that_was_trained_or_it_says_whose_they_are() -> None:
+    run = report()
+    assert run.profile is not None
+    plain_only = page.of_run(run)
+    assert (
+        "This is the plain step, not the one that was trained, whose bytes were not predicted (each batch of 64 goes"
+        in plain_only
+    )
+    assert "net/<wbr>block_<wbr>0/<wbr>conv_<wbr>0" in plain_only
+    assert "<td>Conv2D" in plain_only
+    assert "320 MiB" in plain_only
+    parts = tuple(dataclasses.replace(layer, bytes=layer.bytes // 4) for layer in run.profile.layers)
+    planned = dataclasses.replace(run.profile, batch_size=16, layers=parts)
+    document = page.of_run(dataclasses.replace(run, planned=planned))
+    assert "The step that was trained, with one micro-batch of 16 in it." in document
+    assert "80 MiB" in document
+    assert "320 MiB" not in document
+    levers = Levers(remat=Remat((Segment(0, 4),)), precision="mixed_float16")
+    whole = dataclasses.replace(run.plan, micro_batch_size=None, levers=levers)
+    document = page.of_run(dataclasses.replace(run, plan=whole, planned=planned))
+    assert "with the whole batch in it, 1 segment recomputed in the backward pass, computed in float16" in document
+    assert "that is shown which is there at the peak" in document
+    as_keras = dataclasses.replace(whole, levers=Levers())
+    document = page.of_run(dataclasses.replace(run, plan=as_keras, planned=run.profile))
+    assert "The step that was trained: the plain one at batch size 64." in document
+
+
+def test_outputs_of_layers_that_are_a_small_part_are_drawn_by_themselves_too() -> None:
+    run = report()
+    assert run.profile is not None
+    assert "by themselves" not in page.of_run(run)
+    base = Reading(60 * GIB, None, "")
+    document = page.of_run(dataclasses.replace(run, profile=dataclasses.replace(run.profile, base=base)))
+    assert document.count("outputs of layers: ") == 2 * page.of_run(run).count("outputs of layers: ")
+    assert "by themselves" in document
+
+
+def test_the_plan_is_not_told_twice_and_later_ones_keep_their_lines() -> None:
+    run = report()
+    plans = (Event(1.0, "plan", str(run.plan)), Event(2.0, "retry", "first\n  second"))
+    document = page.of_run(dataclasses.replace(run, events=plans))
+    assert document.count("the whole batch takes 3 GiB") == 1
+    assert "first\n  second" in document
+
+
 def test_a_run_of_hours_makes_a_small_page() -> None:
     assert len(page.of_run(report(4000))) < 120_000
 
@@ -106,6 +164,7 @@ def test_what_to_try_names_what_happened() -> None:
 
 
 def test_a_report_goes_to_a_file_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert RunReport.from_json(dataclasses.replace(report(), planned=report().profile).to_json()).planned is not None
     path = report().save(tmp_path / "run.json")
     assert RunReport.from_json(path.read_text()) == report()
     assert main(["report", str(path)]) == 0
