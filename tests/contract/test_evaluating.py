@@ -13,7 +13,7 @@ import memfit
 from memfit import backends, evaluating
 from memfit.errors import ArgumentError, DoesNotFitError, OutOfMemoryError
 from memfit.predicting import Predictions
-from memfit.records import Estimate
+from memfit.records import Estimate, TensorSpec
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(37, 6)).astype("float32")
@@ -112,6 +112,14 @@ def test_structure_and_dtype_of_several_outputs(structure: str, tmp_path: Path) 
     with pytest.raises(ArgumentError, match="must be a folder"):
         memfit.predict(model, X, verbose=0, out=tmp_path / "one.npy")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_step_of_a_model_that_was_never_compiled_is_analysed() -> None:
+    model = mlp(compiled=False)
+    spec = (TensorSpec((16, 6), "float32"), None, None)
+    found = backends.current().step_bytes(model, spec, None, "predict")
+    assert found is None or found.bytes > 0
+    np.testing.assert_allclose(memfit.predict(model, X, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
 
 
 def test_predictions_are_written_to_a_file(tmp_path: Path) -> None:

@@ -517,6 +517,12 @@ def test_xla_is_asked_for_its_buffers():
     assert estimate.bytes >= 64 * 2048 * 4
 
 
+def test_compiling_is_guessed_where_xla_is_asked_for():
+    batch = spec_of(8, (64, 64, 3))
+    assert 48 * MIB < analysis.compiling_bytes(cnn(batch, jit_compile=True)) < 192 * MIB
+    assert analysis.compiling_bytes(cnn(batch)) == 0
+
+
 def test_eager_step_cannot_be_analysed():
     batch = spec_of(4, (8,))
     model = built(keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)]), batch)

@@ -37,7 +37,7 @@ class _TensorFlow:
         return analysis.step_bytes(model, batch, split, kind)
 
     def compiling_bytes(self, model: Any, batch: Any) -> int:
-        return 0
+        return analysis.compiling_bytes(model)
 
     def prepare(self, model: Any, batch: Any, split: Split | None) -> None:
         """A step is traced when ``fit`` calls it first."""
