@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from typing import Any
 
 from memfit.arranging import Arrangements, Decision, Request
-from memfit.backends import keras_seam
+from memfit.backends import keras_optimizer, keras_seam
 from memfit.backends.protocol import Backend
 from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.executing.arguments import check_fits_model
@@ -15,8 +16,9 @@ from memfit.levers import micro_batch
 from memfit.levers.pulled import pulled
 from memfit.planning import planner
 from memfit.predicting import Predictions
+from memfit.profiling import layers, peak
 from memfit.profiling.batches import Batches
-from memfit.records import Plan, Profile, Split
+from memfit.records import Estimate, Plan, Profile, Split
 from memfit.reporting.console import shown
 from memfit.units import text
 
@@ -42,6 +44,7 @@ def decide(model: Any, batches: Batches, request: Request, *, backend: Backend) 
         return _unsplit(
             batches, request, blocked or "the data does not tell the shapes of its batches: nothing is predicted"
         )
+    refuse_unbuilt(model, request, backend)
     build_ahead(model, batches)
     blocked = micro_batch.blocked_reason(model)
     if blocked is not None:
@@ -128,6 +131,29 @@ def _unsplit(batches: Batches, request: Request, reason: str) -> Decision:
             f"The batch cannot be split: {reason}. Received: micro_batch_size={request.micro_batch_size}. Leave it out."
         )
     return Decision(planner.plain(batches.batch_size, request.budget, None, reason), findings=(("note", reason),))
+
+
+def refuse_unbuilt(model: Any, request: Request, backend: Backend) -> None:
+    """Says no before the slots of the optimizer are what the process is killed for.
+
+    Raises:
+        DoesNotFitError: What is held now and the slots that ``fit`` would create are above the budget.
+    """
+    optimizer, weights = getattr(model, "optimizer", None), model.trainable_variables if model.built else []
+    if optimizer is None or optimizer.built:
+        return
+    num_slots = functools.cache(functools.partial(keras_optimizer.slots_to_come, optimizer))
+    slots = sum(num_slots(len(weight.shape)) * layers.variable_bytes([weight]) for weight in weights)
+    if not slots:
+        return
+    held, budget = peak.on_top_of_now(Estimate(slots, 0, ""), waiting=0, backend=backend).bytes, request.budget
+    if held > budget.limiting_bytes:
+        raise DoesNotFitError(
+            f"Training does not fit: the optimizer {type(optimizer).__name__} will hold {text(slots)} beside "
+            f"{text(layers.variable_bytes(weights))} of trainable weights, {text(held)} in all with what is held already, "
+            f"before any gradient or activation. The budget is {text(budget.limiting_bytes)}. Take an optimizer of fewer slots "
+            "(SGD, Lion), or fewer weights: memfit.shrink.advise(model) says where they are."
+        )
 
 
 def build_ahead(model: Any, batches: Batches) -> None:

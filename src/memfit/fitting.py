@@ -271,6 +271,7 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
         quiet=arguments.get("verbose") == 0,
         validation_batch_size=arguments.get("validation_batch_size"),
     )
+    deciding.refuse_unbuilt(model, request, backend)
     look = _built_ahead(model, found, arguments)
     with random_state.preserved():  # what planning draws must not change the order of the batches
         decision = deciding.decide(model, found, request, backend=backend)

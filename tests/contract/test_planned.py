@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import memfit
-from memfit import arranging, backends, deciding
+from memfit import arranging, backends, budgeting, deciding, units
 from memfit.arranging import Request
 from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.levers import micro_batch, remat, verification
@@ -207,3 +207,17 @@ def test_planning_again_after_a_failure_strictly_shrinks(monkeypatch: pytest.Mon
         decision = deciding.smaller(decision, model, found, request, backend=backend)
     assert len(peaks) > 2
     assert peaks == sorted(set(peaks), reverse=True)
+
+
+@pytest.mark.parametrize(("optimizer", "slots"), [("adam", 2), ("adagrad", 1), ("lion", 1), ("sgd", 0)])
+def test_slots_above_the_budget_are_refused_before_they_are_made(optimizer: str, slots: int) -> None:
+    model = keras.Sequential([keras.Input((1024,)), keras.layers.Dense(4096), keras.layers.Dense(1)])
+    weights = 4 * (1024 * 4096 + 4096 + 4096 + 1)
+    model.compile(optimizer, "mse")
+    backends.current().release()
+    budget = budgeting.reading().host_bytes + weights // 2
+    with pytest.raises(DoesNotFitError) as refused:
+        memfit.fit(model, np.ones((8, 1024), "float32"), np.ones((8, 1), "float32"), verbose=0, budget=budget)
+    if slots:
+        assert f"will hold {units.text(slots * weights)}" in str(refused.value)
+    assert model.optimizer.built == (not slots)

@@ -36,6 +36,20 @@ _SLOTS = ("use_ema", "ema_momentum", "ema_overwrite_frequency", "gradient_accumu
 _SLOT_LISTS = ("_model_variables_moving_average", "_accumulated_gradients")
 
 
+def slots_to_come(optimizer: Any, rank: int) -> int:
+    """How many slots of a variable's own shape an optimizer that is not built will create for one of so many axes.
+
+    Found on a copy and a tiny variable, so that nothing is allocated. 0 where the copy cannot be made.
+    """
+    try:
+        twin = type(optimizer).from_config(optimizer.get_config())
+        before = len(twin.variables)
+        twin.build([keras.Variable(keras.ops.zeros((1,) * rank))])
+    except Exception:  # noqa: BLE001 - an optimizer of the user's own, of which nothing is known then
+        return 0
+    return sum(len(variable.shape) == rank for variable in twin.variables[before:]) if rank else 0
+
+
 def share_progress(source: Any, target: Any) -> None:
     """Makes iterations, learning rate (variable, schedule or callable) and excluded weights those of another optimizer."""
     for name in _PROGRESS:
