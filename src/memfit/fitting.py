@@ -245,6 +245,7 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
     micro_batch_size = fit_arguments_of.checked_micro_batch_size(asked.micro_batch_size)
     arguments = fit_arguments_of.bound(model, args, given)
     backend = backends.current()
+    backend.release()  # models of earlier calls are cycles, and their graphs and programs lie in the framework
     budget = budgeting.budget(asked.budget, backend=backend)
     log.add("budget", str(budget))
     room = budget.host_bytes - budgeting.reading(backend).host_bytes

@@ -20,7 +20,7 @@ import tensorflow as tf
 import memfit
 from memfit import backends, budgeting
 from memfit.backends import host_allocator, keras_seam
-from memfit.backends.on_tensorflow import analysis, heap, lowering, memory, moments, step
+from memfit.backends.on_tensorflow import analysis, custom_gradients, heap, lowering, memory, moments, step
 from memfit.backends.on_tensorflow.arena import Arena
 from memfit.backends.on_tensorflow.heap import Heap
 from memfit.backends.on_tensorflow.program import UnknownSizeError, Walker
@@ -578,6 +578,40 @@ def test_traced_graph_is_dropped():
 
 
 # Device memory
+
+
+def test_releasing_forgets_the_graphs_of_training_steps_alone():
+    """Plain Keras keeps the graph of each model that was ever trained; another graph's gradient is still to be had."""
+    squashed = tf.function(tf.nn.silu, autograph=False)
+    squashed(tf.ones((3,)))
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation="silu"), keras.layers.Dense(1)])
+    model.compile("adam", "mse", jit_compile=False)
+    registry = custom_gradients._registry()
+    known = set(registry)
+    model.fit(np.ones((8, 8), "float32"), np.ones((8, 1), "float32"), verbose=0)
+    graphs = [weakref.ref(custom_gradients._owner(registry[name])[0]) for name in set(registry) - known]
+    assert len(graphs) >= 2
+    del model
+    gc.collect()
+    assert all(graph() is not None for graph in graphs)
+
+    backends.current().release()
+
+    assert all(graph() is None for graph in graphs)
+    with tf.GradientTape() as tape:
+        x = tf.Variable(tf.ones((3,)))
+        y = tf.reduce_sum(squashed(x))
+    assert tape.gradient(y, x) is not None
+
+
+def test_training_goes_on_after_a_release():
+    model = cnn(spec_of(8, (16, 16, 3)))
+    x, y = np.ones((8, 16, 16, 3), "float32"), np.ones((8, 1), "float32")
+    model.fit(x, y, verbose=0)
+    backends.current().release()
+    before = [np.array(weight) for weight in model.get_weights()]
+    model.fit(x, y, verbose=0)
+    assert any(np.any(a != b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
 def test_no_device_memory_without_a_gpu():

@@ -8,19 +8,16 @@ through several. Under XLA (``jit_compile=True``) the compiler's own buffer assi
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.framework import ops
 
 from memfit import units
-from memfit.backends import host_allocator, keras_seam
-from memfit.backends.on_tensorflow import heap, lowering, moments, xla_buffers
+from memfit.backends import keras_seam
+from memfit.backends.on_tensorflow import custom_gradients, heap, lowering, moments, xla_buffers
 from memfit.backends.on_tensorflow.program import Program, UnknownSizeError, Walker
 from memfit.backends.on_tensorflow.step import train_step
 from memfit.backends.protocol import StepKind
@@ -74,7 +71,7 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
     read = (batch[0], None, None) if kind == "predict" else batch
     specs = keras_seam.map_leaves(lambda spec: tf.TensorSpec(spec.shape, spec.dtype), read)
     on_device = bool(tf.config.get_visible_devices("GPU"))
-    with _dropped_graphs():
+    with custom_gradients.dropped():
         try:
             if model.jit_compile:
                 return _compiled(step, specs, on_device)
@@ -89,26 +86,6 @@ def compiling_bytes(model: Any) -> int:
     if not model.jit_compile or model.run_eagerly:
         return 0
     return _LEAST_COMPILING + _COMPILING_LAYER * len(keras_seam.flat_layers(model))
-
-
-@contextlib.contextmanager
-def _dropped_graphs() -> Iterator[None]:
-    """Frees the graphs that are traced inside, and gives their memory back.
-
-    TensorFlow registers the gradient of each ``tf.custom_gradient`` that it meets in a graph, by a name that it never uses
-    again and never forgets, and the gradient holds its graph; Keras' optimizers contain one.
-    """
-    registry = getattr(getattr(ops, "gradient_registry", None), "_registry", {})
-    known = set(registry)
-    try:
-        yield
-    finally:
-        for name in set(registry) - known:
-            if name.startswith("CustomGradient-"):
-                del registry[name]
-        # A graph is full of cycles.
-        gc.collect()
-        host_allocator.trim()
 
 
 def _on_host(model: Any, program: Program, argument_sizes: list[int]) -> Estimate:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 from typing import Any
 
 import tensorflow as tf
 
 from memfit import units
-from memfit.backends import host_allocator
+from memfit.backends.on_tensorflow import custom_gradients
 from memfit.records import DeviceMemory
 
 
@@ -32,13 +31,12 @@ def device_memory() -> DeviceMemory | None:
 
 
 def release() -> None:
-    """Collects garbage and gives the host heap's free pages back.
+    """Collects garbage, graphs of training steps of models that are gone among it, and gives the host heap's free pages back.
 
-    TensorFlow's GPU allocator never shrinks and cannot be told to; what it holds is free for the next step. Nothing of the
-    user's is cleared: no graph, no session state, no compiled function.
+    TensorFlow's GPU allocator never shrinks and cannot be told to; what it holds is free for the next step. Nothing that the
+    user may still use is cleared: no session state, no compiled function.
     """
-    gc.collect()
-    host_allocator.trim()
+    custom_gradients.forget_training_steps()
 
 
 def _logical_limit(device: Any) -> int | None:
