@@ -233,6 +233,10 @@ def _fitting(
     prediction = Predictions(model, found.spec, backend, quiet=quiet, queued=found.queued)
     size, peak = prediction.forward_batch_size(kind, wanted, ceiling)
     doing = "Prediction" if kind == "predict" else "Evaluation"
+    if size == 0 and peak is not None and peak.bytes <= ceiling:
+        # There is no smaller step, and a call that Keras itself would carry out is not refused for a margin.
+        say(f"memfit: {doing.lower()} fits only without the margin of its prediction, {peak}", quiet=quiet)
+        return 1
     if size == 0:
         assert peak is not None
         raise DoesNotFitError(

@@ -243,6 +243,16 @@ def test_a_model_of_which_one_sample_does_not_fit_is_refused(only_fits: Any) -> 
         memfit.evaluate(mlp(), X, Y)
 
 
+def test_one_sample_is_not_refused_for_the_margin_of_its_prediction(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plain Keras would predict; there is nothing smaller to fall back on."""
+    monkeypatch.setattr(Predictions, "forward_batch_size", lambda *_: (0, Estimate(1, 2**50, "scripted")))
+    model = mlp()
+    same(memfit.predict(model, X), model.predict(X, verbose=0))
+    assert "without the margin" in capsys.readouterr().err
+
+
 # Evaluation
 
 
