@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
+from memfit.probing.cages import ONE_BY_ONE
 from memfit.probing.capped import run_capped
 
 SCRIPT = Path(__file__).with_name("supervised_script.py")
@@ -113,6 +114,16 @@ def test_a_script_that_the_kernel_kills_for_memory_goes_on(environment: dict[str
 
 
 @pytest.mark.timeout(400)
+def test_a_script_that_dies_outside_of_fit_is_told_what_of(tmp_path: Path) -> None:
+    (tmp_path / "wide.py").write_text("import numpy as np\nx = np.ones((4000, 25_000)).astype('float64')\n")
+    ended = run_capped([*RUN, str(tmp_path / "wide.py")], 512 * 2**20, timeout=120, cages=ONE_BY_ONE)
+    said = [line for line in ended.tail if line.startswith("memfit: ")]
+    assert ended.returncode == 137
+    assert "outside of fit, evaluate and predict" in said[0]
+    assert "wide.py:2" in said[1]
+    assert "float64" in said[1]
+
+
 def test_sigterm_leaves_a_snapshot_and_the_same_command_goes_on(environment: dict[str, str], tmp_path: Path) -> None:
     env, folder = environment_of("torch", environment), tmp_path / "snapshots"
     command = [*RUN, "--snapshots", str(folder), str(SCRIPT), str(tmp_path / "out.npz"), "waits"]

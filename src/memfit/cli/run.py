@@ -57,7 +57,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.allow:
         options["allow"] = arguments.allow
     command = [*(["-m"] if arguments.module else []), arguments.script, *arguments.arguments]
-    return supervise(Job(command, options, arguments.snapshots, arguments.max_restarts))
+    return supervise(
+        Job(command, options, arguments.snapshots, arguments.max_restarts, explain=lambda: _seen(arguments))
+    )
+
+
+def _seen(arguments: argparse.Namespace) -> list[str]:
+    """What ``memfit doctor`` sees in the script, a sentence each."""
+    from memfit.examining import code
+
+    try:
+        found = code.examined(code.file_of_module(arguments.script) if arguments.module else Path(arguments.script))
+    except ArgumentError:
+        return []
+    return [" ".join(str(one).split()) for one in found if one.kind != "fact"]
 
 
 def _budget(text: str) -> int | str:

@@ -93,6 +93,16 @@ def until_it_ends(
     return ending
 
 
+def last_words(folder: Path, ending: Ending) -> str | None:
+    """What a process that is not started again has died of; None where that was not for want of memory, as far as is seen."""
+    if not ending.for_memory or not (ending.was_pressed or ending.counted):
+        return None
+    there = f"{_text(ending)}; there were {units.text(ending.room_bytes)} for it"
+    if _interrupted(folder) is not None:
+        return f"{there}, and nothing smaller is left to try"
+    return f"{there}. It was outside of fit, evaluate and predict: what the program makes there by itself is not planned for"
+
+
 def _for_memory(ending: Ending, call: Path | None) -> bool:
     """Whether a call of ``fit`` was interrupted for want of memory, or by a kill that nobody has explained."""
     return call is not None and ending.for_memory

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,14 @@ class Job:
         options: Of ``memfit.protect``, as JSON values.
         folder: For the session, kept until the script has ended with 0; None for one of this process' own.
         max_restarts: How often the script is started again at most.
+        explain: Gives sentences about what in the script may take memory, asked where it has died for want of it for good.
     """
 
     command: Sequence[str]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     folder: Path | None = None
     max_restarts: int = 20
+    explain: Callable[[], list[str]] | None = None
 
 
 def supervise(job: Job) -> int:
@@ -64,6 +66,7 @@ def supervise(job: Job) -> int:
     try:
         _open(folder, job)
         ending = restarts.until_it_ends(folder, lambda: _run_once(folder, job), job.max_restarts, _tell)
+        _explain(restarts.last_words(folder, ending), job)
     finally:
         if own:
             shutil.rmtree(folder, ignore_errors=True)
@@ -74,6 +77,13 @@ def supervise(job: Job) -> int:
         signal.signal(-ending.code, signal.SIG_DFL)
         os.kill(os.getpid(), -ending.code)
     return ending.code if ending.code >= 0 else 128 - ending.code
+
+
+def _explain(words: str | None, job: Job) -> None:
+    """Says what the script has died of, as far as that is known."""
+    if words is not None:
+        for sentence in [words, *(job.explain() if job.explain is not None else ())]:
+            _tell(f"memfit: {sentence}")
 
 
 def _open(folder: Path, job: Job) -> None:

@@ -92,3 +92,25 @@ def test_restarts_are_bounded(most: int, tmp_path: Path) -> None:
     script = Script(tmp_path, *[KILLED] * 9, progress=True)
     assert script.supervised(max_restarts=most) == KILLED
     assert len(script.limits) == most + 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        (Ending(KILLED, GIB, GIB, 0, 0), "outside of fit"),
+        (Ending(KILLED, 1, GIB, 0, 1), "outside of fit"),
+        (Ending(KILLED, 1, GIB, 0, 0), None),  # an operator's
+        (Ending(1, GIB, GIB, 0, 1), None),
+        (Ending(CRASHED, GIB, GIB, 0, 0), "SIGSEGV"),
+    ],
+)
+def test_a_process_that_is_not_started_again_is_told_what_it_died_of(
+    tmp_path: Path, ending: Ending, said: str | None
+) -> None:
+    words = restarts.last_words(tmp_path, ending)
+    assert (words is None) if said is None else (words is not None and said in words and "1 GiB" in words)
+
+
+def test_where_a_call_was_interrupted_nothing_smaller_was_left(tmp_path: Path) -> None:
+    session.note_plan(tmp_path / "call-000", PREDICTED)
+    assert "nothing smaller" in str(restarts.last_words(tmp_path, Ending(KILLED, GIB, GIB, 0, 0)))
