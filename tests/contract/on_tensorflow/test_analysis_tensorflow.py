@@ -17,15 +17,16 @@ if keras.backend.backend() != "tensorflow":
 
 import tensorflow as tf
 
-import memfit
-from memfit import backends, budgeting
+from memfit import backends, deciding
+from memfit.arranging import Request
 from memfit.backends import host_allocator, keras_seam
 from memfit.backends.on_tensorflow import analysis, custom_gradients, heap, lowering, memory, moments, step
 from memfit.backends.on_tensorflow.arena import Arena
 from memfit.backends.on_tensorflow.heap import Heap
 from memfit.backends.on_tensorflow.program import UnknownSizeError, Walker
 from memfit.errors import DoesNotFitError
-from memfit.records import Split, TensorSpec
+from memfit.profiling import batches, peak
+from memfit.records import Budget, Split, TensorSpec
 
 MIB = 1024**2
 
@@ -439,7 +440,7 @@ def test_grows_with_the_batch():
 
 def test_below_what_the_graph_takes_no_other_step_is_traced(monkeypatch):
     model = cnn(spec_of(8, (64, 64, 3)))
-    figures = [analysis.step_bytes(model, spec_of(size, (64, 64, 3)), None) for size in (8, 256)]
+    figures = [analysis.step_bytes(model, spec_of(size, (64, 64, 3)), None) for size in (8, 32)]
     assert 0 < figures[0].fixed == figures[1].fixed < figures[0].bytes
     asked, step_bytes = [], analysis.step_bytes
 
@@ -448,10 +449,13 @@ def test_below_what_the_graph_takes_no_other_step_is_traced(monkeypatch):
         return step_bytes(model, batch, split, kind)
 
     monkeypatch.setattr(backends.current(), "step_bytes", counting)
-    x, y = np.zeros((256, 64, 64, 3), "float32"), np.zeros((256, 1), "float32")
-    room = figures[0].fixed // 2
+    monkeypatch.setattr(peak, "on_top_of_now", lambda step, **_: step)  # what the process holds moves by itself
+    x, y = np.zeros((32, 64, 64, 3), "float32"), np.zeros((32, 1), "float32")
+    found, _ = batches.described({"x": x, "y": y, "batch_size": 32})
+    budget = Budget(int(0.6 * figures[0].fixed), "asked for")
+    request = Request(budget=budget, allow=frozenset(), probe=False, quiet=True)
     with pytest.raises(DoesNotFitError):
-        memfit.fit(model, x, y, batch_size=256, verbose=0, budget=budgeting.reading().host_bytes + room)
+        deciding.decide(model, found, request, backend=backends.current())
     assert [split for split, kind in asked if kind == "train"] == [None]
 
 
