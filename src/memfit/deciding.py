@@ -20,12 +20,15 @@ from memfit.profiling import layers, peak
 from memfit.profiling.batches import Batches
 from memfit.records import Estimate, Plan, Profile, Split
 from memfit.reporting.console import shown
-from memfit.units import text
+from memfit.units import MIB, text
 
 _ROOMY = 2
 """A crude bound this many times under the budget needs no analysis."""
 
 _AFTER_FAILURE = 0.75
+
+_LARGE_SLOTS = 8 * MIB
+"""Fewer are made, and what is refused then is refused knowing more."""
 
 _MOST_TRIALS = 2
 """The plan is tried, and once more where the first trial has made it smaller."""
@@ -144,7 +147,7 @@ def refuse_unbuilt(model: Any, request: Request, backend: Backend) -> None:
         return
     num_slots = functools.cache(functools.partial(keras_optimizer.slots_to_come, optimizer))
     slots = sum(num_slots(len(weight.shape)) * layers.variable_bytes([weight]) for weight in weights)
-    if not slots:
+    if slots < _LARGE_SLOTS:
         return
     held, budget = peak.on_top_of_now(Estimate(slots, 0, ""), waiting=0, backend=backend).bytes, request.budget
     if held > budget.limiting_bytes:

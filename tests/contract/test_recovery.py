@@ -130,9 +130,9 @@ def test_the_batch_goes_through_again_and_the_run_is_that_of_model_fit(
     ours = small_model()
     history = memfit.fit(ours, X, Y, **ARGUMENTS, micro_batch_size=micro_batch_size)
     kinds = [event.kind for event in history.memfit.events]
-    assert kinds.count("retry") == kinds.count("out of memory") == len(on_a_device) - 1 >= 1, (
-        "one release after each, one at the end"
-    )
+    assert kinds.count("retry") == kinds.count("out of memory") >= 1
+    # One as the call begins, one after each failure, one at the end; planning anew may add others.
+    assert len(on_a_device) >= kinds.count("out of memory") + 2
     assert history.memfit.plan.micro_batch_size in (3, 4, 6)
     sizes = allocator.tried
     assert sizes == sorted(sizes, reverse=True), "the plan shrinks, and never grows again"
