@@ -61,7 +61,7 @@ def _set_state(generator: Any, state: Any) -> None:
 
 
 def captured() -> dict[str, Any]:
-    """The state of the global generators of Python, numpy, Keras and PyTorch, in plain values."""
+    """The state of the global generators of Python, numpy, Keras, PyTorch and TensorFlow, in plain values."""
     state: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "keras": None, "torch": None}
     generator = keras_saving.global_seed_generator()
     if generator is not None:
@@ -71,6 +71,9 @@ def captured() -> dict[str, Any]:
         state["torch"] = torch.random.get_rng_state().numpy()
         if torch.cuda.is_available():
             state["cuda"] = [one.numpy() for one in torch.cuda.get_rng_state_all()]
+    context = _tensorflow()
+    if getattr(context, "_seed", None) is not None:
+        state["tensorflow"] = {"seed": int(context._seed), "operations": context._rng.getstate()}
     return state
 
 
@@ -86,3 +89,15 @@ def restore(state: dict[str, Any]) -> None:
         torch.random.set_rng_state(torch.from_numpy(state["torch"].copy()))
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([torch.from_numpy(one.copy()) for one in state["cuda"]])
+    context = _tensorflow()
+    if context is not None and "tensorflow" in state:
+        # A seed that is set anew makes every random operation begin again.
+        if context._seed != state["tensorflow"]["seed"]:
+            context._set_global_seed(state["tensorflow"]["seed"])
+        context._rng.setstate(state["tensorflow"]["operations"])
+
+
+def _tensorflow() -> Any | None:
+    """TensorFlow's eager context, which the seeds of ``tf.data`` and ``tf.random`` come from; None on another backend."""
+    module = sys.modules.get("tensorflow.python.eager.context")
+    return None if module is None or keras.backend.backend() != "tensorflow" else module.context()
