@@ -72,7 +72,7 @@ def captured() -> dict[str, Any]:
         if torch.cuda.is_available():
             state["cuda"] = [one.numpy() for one in torch.cuda.get_rng_state_all()]
     context = _tensorflow()
-    if getattr(context, "_seed", None) is not None:
+    if context is not None and getattr(context, "_seed", None) is not None:
         state["tensorflow"] = {"seed": int(context._seed), "operations": context._rng.getstate()}
     return state
 
