@@ -128,10 +128,6 @@ class Arrangements:
         ceiling = budget.limiting_bytes if ceiling is None else ceiling
         self._refuse_uncompiled(ceiling)
         whole = self.prediction.peak(None)
-        if whole.upper > ceiling:
-            # Models and batches that the program is done with may be there still.
-            self._backend.release()
-            whole = self.prediction.peak(None)
         profile = self.prediction.profile(whole)
         validation = self.validation_batch_size(ceiling)
         if whole.upper <= ceiling:
@@ -192,9 +188,7 @@ class Arrangements:
         if self._backend.device_memory() is not None or ceiling - self.prediction.idle() > _ROOM_TO_COMPILE:
             return
         compiling = self.prediction.compiling
-        # What the program is done with goes before it is said that there is no room.
-        self._backend.release()
-        idle = self.prediction.idle()
+        idle = self.prediction.idle()  # asked now, as the guess has made the backend forget programs
         room = ceiling - idle
         if compiling and compiling > room:
             raise DoesNotFitError(

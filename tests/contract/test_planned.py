@@ -170,24 +170,23 @@ def test_a_plan_that_fails_its_proof_is_dropped_with_the_reason(monkeypatch: pyt
     assert not split.exact
 
 
-@pytest.mark.parametrize("compiling", [0, 2**29])
+@pytest.mark.parametrize("gone_with", ["release", "compiling_bytes"])
 def test_what_the_program_is_done_with_goes_before_it_is_said_to_be_in_the_way(
-    monkeypatch: pytest.MonkeyPatch, compiling: int
+    monkeypatch: pytest.MonkeyPatch, gone_with: str
 ) -> None:
-    """A dead model is a cycle, which Python keeps until it looks for such."""
+    """A dead model is a cycle, which Python keeps until it looks for such; programs go as the compiler is asked about."""
     model, backend = normalized(blocks=1), backends.current()
     memfit.profile(model, X, Y, batch_size=BATCH)
-    budget = Budget(2**40, "asked for")
     garbage = [2**40]
-    monkeypatch.setattr(backend, "release", garbage.clear)
-    monkeypatch.setattr(backend, "compiling_bytes", lambda *_: compiling)
-    monkeypatch.setattr(arranging, "_ROOM_TO_COMPILE", 2**41 if compiling else 0)
+    monkeypatch.setattr(backend, "release", garbage.clear if gone_with == "release" else lambda: None)
+    monkeypatch.setattr(
+        backend, "compiling_bytes", lambda *_: garbage.clear() or 2**29 if gone_with == "compiling_bytes" else 0
+    )
     monkeypatch.setattr(
         peak, "on_top_of_now", lambda step, **_: dataclasses.replace(step, bytes=step.bytes + sum(garbage))
     )
-    found, _ = batches_of.described({"x": X, "y": Y, "batch_size": BATCH})
-    request = Request(budget=budget, allow=frozenset(), probe=False, quiet=True)
-    assert deciding.decide(model, found, request, backend=backend).plan.micro_batch_size is None
+    plan = memfit.plan(model, X, Y, **RUN, budget=2**32)
+    assert plan.micro_batch_size is None
     assert not garbage
 
 
