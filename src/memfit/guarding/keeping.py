@@ -10,9 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import signal
-import sys
-import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -25,7 +22,7 @@ import numpy as np
 from memfit.backends import keras_data, keras_seam, random_state
 from memfit.backends.protocol import Backend
 from memfit.errors import ArgumentError
-from memfit.guarding import kept_call, run_state
+from memfit.guarding import ending, kept_call, run_state
 from memfit.guarding.pace import Pace
 from memfit.guarding.snapshot import Position, Snapshot, Store
 
@@ -97,7 +94,7 @@ def kept(
     store = Store(keeping.folder)
     with store.held():
         keeper = Keeper(model, arguments, Run(store, keeping, backend, tell, looks))
-        with _ended_gently(keeper):
+        with ending.ended_gently(keeper):
             try:
                 yield keeper.arguments
             finally:
@@ -324,7 +321,7 @@ class Keeper(keras.callbacks.CallbackList):
             is_written = True
             self._pace.wrote(time.monotonic() - start)
         if self.ending is not None:
-            end_with(self.ending)
+            ending.end_with(self.ending)
         return is_written
 
     def _snapshot(self, position: Position, logs: Any) -> Snapshot:
@@ -357,37 +354,6 @@ class Keeper(keras.callbacks.CallbackList):
 
     def on_test_end(self, logs: Any = None) -> None:
         self._inner.on_test_end(logs)
-
-
-def end_with(number: int) -> None:
-    """Ends this process by a signal, as the signal alone would have."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-
-
-@contextlib.contextmanager
-def _ended_gently(keeper: Keeper) -> Iterator[None]:
-    """Inside, SIGTERM is answered by a snapshot, where nobody else answers it."""
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def asked(number: int, frame: Any) -> None:
-        if keeper.ending is not None:
-            end_with(number)
-        keeper.ending = number
-
-    signal.signal(signal.SIGTERM, asked)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if keeper.ending is not None:
-            end_with(keeper.ending)
 
 
 def _callback_list(model: Any, arguments: dict[str, Any]) -> Any:
