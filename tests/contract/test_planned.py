@@ -91,7 +91,7 @@ def held_as_planned(report: Any) -> None:
     assert (planned.weights, planned.base) == (plain.weights, plain.base)
     assert {layer.name for layer in planned.layers} == {layer.name for layer in plain.layers}
     assert planned.activations < 0.9 * plain.activations
-    assert "recomputed in the backward pass." in page.of_run(report)
+    assert f"{report.plan.levers.text}." in page.of_run(report)
 
 
 def test_a_plan_goes_through_json_and_is_followed() -> None:
