@@ -65,6 +65,8 @@ class Request:
         probe: Whether a trial in a child process confirms the plan; None where the analysis is weak.
         quiet: Whether to show nothing while it takes long.
         validation_batch_size: Samples of a validation step, where another number than the training step's was asked for.
+        bounded: Whether a step that takes more than the budget fails and is tried again smaller, so that margins may be
+            what is mostly enough.
     """
 
     budget: Budget
@@ -74,6 +76,7 @@ class Request:
     probe: bool | None = None
     quiet: bool = False
     validation_batch_size: int | None = None
+    bounded: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,13 @@ class Arrangements:
         self._backend = backend
         self._dropped: list[str] = []
         self.prediction = Predictions(
-            model, batches.spec, backend, quiet=request.quiet, queued=batches.queued, reading=batches.reading
+            model,
+            batches.spec,
+            backend,
+            quiet=request.quiet,
+            queued=batches.queued,
+            reading=batches.reading,
+            spare=not request.bounded,
         )
         self.separability = functools.cache(self._separability)
         self._chain = functools.cache(lambda: remat.chain(model, batches.spec))

@@ -81,8 +81,9 @@ def profiled(model: Any, batches: Batches, backend: Backend) -> Profile:
 def smaller(decision: Decision, model: Any, batches: Batches, request: Request, *, backend: Backend) -> Decision | None:
     """A decision that needs strictly less, for a step that ran out of memory; None where there is none.
 
-    The fastest arrangement that is predicted to take three quarters of the step that failed, else any less; where nothing
-    is predicted, or the predictions are used up, half the micro-batch.
+    The fastest arrangement that fits with its whole margin, where the one that failed did not; else one that is predicted to
+    take three quarters of the step that failed, else any less; where nothing is predicted, or the predictions are used up, half
+    the micro-batch.
     """
     plan = decision.plan
     if micro_batch.blocked_reason(model) is not None:
@@ -102,9 +103,11 @@ def _predicted_smaller(
 ) -> Decision | None:
     arrangements = decision.arrangements or Arrangements(model, batches, request, backend)
     prediction = arrangements.prediction
+    prediction.spare = True  # it was needed
     idle, failed = prediction.idle(), prediction.peak(decision.split, decision.plan.levers).upper
-    for share in (_AFTER_FAILURE, 1.0):
-        ceiling = min(request.budget.limiting_bytes, int(idle + share * (failed - idle)) - 1)
+    budget = request.budget.limiting_bytes
+    for share in (_AFTER_FAILURE, 1.0) if failed <= budget else (1.0,):
+        ceiling = min(budget, int(idle + share * (failed - idle)) - 1)
         with contextlib.suppress(DoesNotFitError):
             return arrangements.fastest(ceiling)
     return None

@@ -271,6 +271,7 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
         probe=asked.probe,
         quiet=arguments.get("verbose") == 0,
         validation_batch_size=arguments.get("validation_batch_size"),
+        bounded=asked.budget is None and backend.bounds_host,
     )
     deciding.refuse_unbuilt(model, request, backend)
     look = _built_ahead(model, found, arguments)

@@ -47,13 +47,25 @@ class Predictions:
         quiet: Whether to show nothing while it takes long.
         queued: Batches in flight beside the one in the step.
         reading: Bytes of the host that making batches takes beside them.
+        spare: Whether margins hold what is seldom needed, too.
+
+    Attributes:
+        spare: As passed; may be set.
 
     Raises:
         ArgumentError: The data does not fit the model.
     """
 
     def __init__(
-        self, model: Any, spec: Any, backend: Backend, *, quiet: bool, queued: int = 1, reading: int = 0
+        self,
+        model: Any,
+        spec: Any,
+        backend: Backend,
+        *,
+        quiet: bool,
+        queued: int = 1,
+        reading: int = 0,
+        spare: bool = True,
     ) -> None:
         self._model = model
         self._spec = spec
@@ -61,6 +73,7 @@ class Predictions:
         self._quiet = quiet
         self._queued = queued
         self._reading = reading
+        self.spare = spare
         self._analyses: dict[tuple[Split | None, Levers], Estimate | None] = {}
         self._held = peak.holdings(model, spec)
         self._correction_key = cache.correction_key(model, backend)
@@ -123,7 +136,8 @@ class Predictions:
             with shown(text, quiet=self._quiet), pulled(self._model, levers, self._backend):
                 step = peak.step_bytes(self._model, self._spec, split, backend=self._backend)
             self._analyses[split, levers] = step
-        return self._analyses[split, levers]
+        step = self._analyses[split, levers]
+        return step if step is None or self.spare else step.without_spare()
 
     def _tried(self, split: Split | None, levers: Levers = NO_LEVERS) -> Estimate | None:
         with pulled(self._model, levers, self._backend):

@@ -14,6 +14,7 @@ import pytest
 import memfit
 from memfit import arranging, backends, budgeting, deciding, units
 from memfit.arranging import Request
+from memfit.budgeting.ceiling import Ceiling
 from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.levers import micro_batch, remat, verification
 from memfit.predicting import Predictions
@@ -92,6 +93,31 @@ def held_as_planned(report: Any) -> None:
     assert {layer.name for layer in planned.layers} == {layer.name for layer in plain.layers}
     assert planned.activations < 0.9 * plain.activations
     assert f"{report.plan.levers.text}." in page.of_run(report)
+
+
+@pytest.mark.skipif(not backends.current().bounds_host, reason="where nothing fails before the kernel ends the process")
+def test_the_machines_own_memory_is_planned_up_to_a_narrower_margin_than_a_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step that takes more fails there, and is tried again smaller: with the whole margin."""
+    model = normalized()
+    smallest = between(model)  # leaves the process as a plan finds it
+    spec = (TensorSpec((BATCH, *SHAPE), "float32"), TensorSpec((BATCH,), "int32"), None)
+    whole = Predictions(model, spec, backends.current(), quiet=True).peak(None)
+    assert whole.spare > 0
+    ceiling = Ceiling(whole.upper - whole.spare // 2, "for this test")
+    assert ceiling.bytes > smallest
+    monkeypatch.setattr(budgeting.host, "host_ceiling", lambda **_: ceiling)
+    ours, asked = (memfit.plan(model, X, Y, **RUN, probe=False, budget=given) for given in (None, ceiling.bytes))
+    assert not ours.levers
+    assert asked.levers
+    request = Request(Budget(ceiling.bytes, ""), frozenset(), probe=False, quiet=True, bounded=True)
+    found, _ = batches_of.described({"x": X, "y": Y, "batch_size": BATCH})
+    decision = deciding.decide(model, found, request, backend=backends.current())
+    assert not decision.plan.levers
+    smaller = deciding.smaller(decision, model, found, request, backend=backends.current())
+    assert smaller is not None
+    assert smaller.plan.levers == asked.levers, "not less than what the whole margin asks for"
 
 
 def test_a_plan_goes_through_json_and_is_followed() -> None:

@@ -203,8 +203,9 @@ def test_in_host_memory_nothing_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(BACKEND != "torch" or sys.platform != "linux", reason="a real failure that PyTorch survives")
-def test_a_real_failure_in_host_memory_is_recovered_from() -> None:
-    script = Path(__file__).with_name("real_failure_script.py")
+@pytest.mark.parametrize("name", ["real_failure_script.py", "host_bound_script.py"])
+def test_a_real_failure_in_host_memory_is_recovered_from(name: str) -> None:
+    script = Path(__file__).with_name(name)
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "DefaultCPUAllocator" in run.stdout

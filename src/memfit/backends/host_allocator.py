@@ -35,6 +35,36 @@ def trim() -> None:
         malloc_trim(0)
 
 
+def free_bytes() -> int | None:
+    """Bytes of the C heap that are free, resident or not; None where the C library does not say (glibc does since 2.33)."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError, TypeError):
+        return None
+    mallinfo2.restype = _HeapInfo
+    return int(mallinfo2().fordblks)
+
+
+class _HeapInfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
 def map_large_blocks(least: int = LARGE_BLOCK) -> Callable[[], None]:
     """From now on, blocks of ``least`` bytes and more are pages of their own, which go back to the system when they are freed.
 

@@ -15,6 +15,7 @@ from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
 if TYPE_CHECKING:
     from memfit.backends.around import Around, Wrapper
+    from memfit.backends.host_bound import HostBound
 
 StepKind = Literal["train", "test", "predict"]
 
@@ -65,6 +66,9 @@ class Backend(Protocol):
     survives_on_host: bool
     """Whether an allocation that fails in host memory is an exception that leaves the process usable; on a device it is."""
 
+    bounds_host: bool
+    """Whether allocations in host memory can be made to fail before the kernel ends the process, and that is survived."""
+
     draws_ahead: bool
     """Whether ``fit`` draws from a Python generator ahead of the steps, in a thread."""
 
@@ -86,6 +90,13 @@ class Backend(Protocol):
 
     def release(self) -> None:
         """Gives cached memory back to the system, as far as the framework can."""
+
+    def host_bound(self, most_bytes: int) -> HostBound:
+        """What makes allocations fail that would take this process above a number of anonymous resident bytes.
+
+        Raises:
+            NotImplementedError: ``bounds_host`` is False.
+        """
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether the error, or one that it came from, is the framework's out-of-memory error."""

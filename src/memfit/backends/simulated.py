@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from memfit.backends.half_precision import HalfPrecision, of_compute_capability
+from memfit.backends.host_bound import HostBound
 from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 
@@ -43,6 +44,7 @@ class SimulatedBackend:
 
     name = "simulated"
     survives_on_host = False
+    bounds_host = False
     draws_ahead = False
 
     def __init__(self, total_bytes: int, *, failures: tuple[int, ...] = (), prediction_error: float = 1.0) -> None:
@@ -66,6 +68,9 @@ class SimulatedBackend:
             yield None if limit_bytes is None else f"limited to {self.total_bytes} bytes"
         finally:
             self.total_bytes = before
+
+    def host_bound(self, most_bytes: int) -> HostBound:
+        raise NotImplementedError("a failed allocation in host memory is not survived")
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, SimulatedOutOfMemory)

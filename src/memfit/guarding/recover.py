@@ -2,7 +2,8 @@
 
 It happens inside the step, as Keras' loop sees it: epoch, order of the data, callbacks and schedules go on undisturbed. It
 needs a failure that is an exception and leaves the process usable: on an accelerator, and in host memory where the
-framework says so (``Backend.survives_on_host``). Elsewhere the kernel kills, or allocators are not to be trusted after it.
+framework says so (``Backend.survives_on_host``); there a bound makes allocations fail before the kernel kills. Elsewhere the
+kernel kills, or allocators are not to be trusted after it.
 
 What undoes the step: moving averages, seeds and metrics are copied before each. PyTorch tells of each weight whether it was
 written since; mostly none was, because memory is short in the backward pass. Elsewhere weights and optimizer state are
@@ -13,6 +14,7 @@ state was given away. Where the state is lost, the last copy is put back and tra
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from memfit.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from memfit.backends.around import Around, Kept, Run
+    from memfit.backends.host_bound import HostBound
 
 _SHAPES_REMEMBERED = 256
 
@@ -33,14 +36,23 @@ class Recovery:
         backend: The current backend.
         shrink: Called with what was said of a failure; puts a strictly smaller plan on the model, or raises.
         log: Called with the kind and the sentence of an event.
+        bound: What makes a step fail before the kernel ends the process, where there is such a thing.
 
     Attributes:
         around: What holds the step; set before the first.
     """
 
-    def __init__(self, backend: Backend, *, shrink: Callable[[str], None], log: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        shrink: Callable[[str], None],
+        log: Callable[[str, str], None],
+        bound: HostBound | None = None,
+    ) -> None:
         self._backend = backend
         self._shrink = shrink
+        self._bound = bound
         self._log = log
         self._seen: set[Any] = set()
         self._last_copy: Kept | None = None
@@ -63,7 +75,8 @@ class Recovery:
     def _tried(self, run: Run, batch: Any) -> tuple[Any, str | None]:
         """The step's logs, or what was said as memory ran out: by then the attempt's tensors are let go."""
         try:
-            return run(batch), None
+            with contextlib.nullcontext() if self._bound is None else self._bound.applied():
+                return run(batch), None
         except Exception as error:
             if not self._backend.is_out_of_memory(error):
                 raise
@@ -80,7 +93,18 @@ class Recovery:
                 "`budget`, and start again from your last checkpoint."
             )
         self._seen.clear()
-        self._shrink(failure)
+        try:
+            self._shrink(failure)
+        except OutOfMemoryError:
+            if self._bound is None:
+                raise
+            self._bound = None
+            self._log(
+                "out of memory", "no smaller plan is left: the step is tried once more, without a bound on memory"
+            )
+            return
+        if self._bound is not None:
+            self._bound.calibrate()
 
     def _salvaged(self) -> str:
         """What is done about a state that is lost, as a sentence."""

@@ -17,12 +17,14 @@ from memfit.records import Split
 class Run:
     """A model under a recovery that halves its micro-batch."""
 
-    def __init__(self, backend: SimulatedBackend, **model: Any) -> None:
+    def __init__(self, backend: SimulatedBackend, *, bound: Any = None, **model: Any) -> None:
         self.backend = backend
         self.model = SimulatedModel(backend, bytes_per_sample=10, **model)
         self.events: list[str] = []
         self.sizes: list[int] = []
-        recovery = Recovery(backend, shrink=self.shrink, log=lambda kind, message: self.events.append(kind))
+        recovery = Recovery(
+            backend, shrink=self.shrink, log=lambda kind, message: self.events.append(kind), bound=bound
+        )
         recovery.around = self.model.around = backend.around(self.model, "train", recovery)  # type: ignore[assignment]
 
     def shrink(self, failure: str) -> None:
@@ -71,6 +73,42 @@ def test_where_nothing_is_smaller_the_weights_are_back() -> None:
         run.model.fit(batch_size=32)
     assert run.sizes == [16, 8, 4, 2, 1]
     assert run.model.weights == ()
+
+
+class Bound:
+    """Leaves a simulated device less than it has."""
+
+    def __init__(self, backend: SimulatedBackend, most_bytes: int) -> None:
+        self._backend = backend
+        self._most = most_bytes
+        self.looks = 0
+
+    def applied(self) -> Any:
+        return self._backend.bounded_device(self._most)
+
+    def calibrate(self) -> None:
+        self.looks += 1
+
+
+def test_within_a_bound_a_step_is_made_smaller_until_it_fits_there() -> None:
+    backend = SimulatedBackend(total_bytes=1000)
+    bound = Bound(backend, 100)
+    run = Run(backend, bound=bound, tears=True)
+    run.model.fit(batch_size=32, steps=3)
+    assert run.model.weights == (32, 32, 32)
+    assert run.sizes == [16, 8]
+    assert bound.looks == 2
+    assert backend.peak_bytes <= 100
+    assert backend.total_bytes == 1000
+
+
+def test_where_nothing_is_small_enough_for_the_bound_the_step_goes_without() -> None:
+    backend = SimulatedBackend(total_bytes=1000)
+    run = Run(backend, bound=Bound(backend, 5), tears=True)
+    run.model.fit(batch_size=32, steps=2)
+    assert run.model.weights == (32, 32)
+    assert run.sizes == [16, 8, 4, 2, 1]
+    assert run.events[-1] == "out of memory"
 
 
 def test_other_errors_are_not_met() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from memfit.backends.around import Around, Wrapper
 from memfit.backends.half_precision import HalfPrecision
+from memfit.backends.host_bound import HostBound
 from memfit.backends.on_tensorflow import analysis, bound, litert, memory, oom, precision, remat, slots, step
 from memfit.backends.on_tensorflow.around import TensorFlowAround
 from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
@@ -19,6 +20,7 @@ class _TensorFlow:
 
     name = "tensorflow"
     survives_on_host = False
+    bounds_host = False
     draws_ahead = True
 
     def device_memory(self) -> DeviceMemory | None:
@@ -29,6 +31,9 @@ class _TensorFlow:
 
     def release(self) -> None:
         memory.release()
+
+    def host_bound(self, most_bytes: int) -> HostBound:
+        raise NotImplementedError("a failed allocation in host memory is not survived")
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return oom.is_out_of_memory(error)

@@ -8,6 +8,7 @@ from typing import Any
 
 from memfit.backends.around import Around, Wrapper
 from memfit.backends.half_precision import HalfPrecision
+from memfit.backends.host_bound import HostBound
 from memfit.backends.on_torch import analysis, bound, memory, oom, precision, remat, slots, step
 from memfit.backends.on_torch.around import TorchAround
 from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
@@ -29,6 +30,14 @@ class _Torch:
 
     def release(self) -> None:
         memory.release()
+
+    @property
+    def bounds_host(self) -> bool:
+        return memory.device_type() == "cpu" and HostBound.is_possible()
+
+    def host_bound(self, most_bytes: int) -> HostBound:
+        memory.start_threads()
+        return HostBound(most_bytes)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return oom.is_out_of_memory(error)

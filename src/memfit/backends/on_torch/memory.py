@@ -11,6 +11,9 @@ from keras import ops
 from memfit.backends import host_allocator, keras_seam
 from memfit.records import DeviceMemory
 
+_ITEMS_A_THREAD = 2**16
+"""Twice what PyTorch gives a thread of an elementwise operator at the least."""
+
 
 def device_memory() -> DeviceMemory | None:
     """The accelerator that Keras puts its tensors on, or None where that is the CPU."""
@@ -38,6 +41,11 @@ def release() -> None:
     elif kind == "mps":
         torch.mps.empty_cache()
     host_allocator.trim()
+
+
+def start_threads() -> None:
+    """Has the threads for operators started: one that cannot be started later ends the process."""
+    torch.ones(_ITEMS_A_THREAD * torch.get_num_threads()).add_(1)
 
 
 def mapped_block(model: Any) -> int:

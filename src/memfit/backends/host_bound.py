@@ -1,0 +1,82 @@
+"""An allocation that would take this process above a limit fails, instead of the kernel ending the process for it.
+
+Linux refuses a mapping that would take ``VmData`` above RLIMIT_DATA. That counts address space, of which some is never
+touched: stacks of threads, and free pages of the C heap that were given back. The limit is set so much higher; what is free
+on the heap can be filled without a new mapping, and does not count as untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from memfit.backends import host_allocator
+
+if sys.platform == "linux":
+    import resource
+
+_STATM = Path("/proc/self/statm")
+
+_INTERVAL = 0.05
+"""Seconds between two looks, which take about 50 microseconds."""
+
+
+class HostBound:
+    """A bound on the anonymous resident bytes of this process, in force inside of ``applied``.
+
+    Args:
+        most_bytes: The bound.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._untouched = 0
+        self._limit = 0
+        self._next_look = 0.0
+        self.calibrate()
+
+    @staticmethod
+    def is_possible() -> bool:
+        """Whether this system has such a limit, and says what the bound needs: Linux with glibc 2.33 or later."""
+        return sys.platform == "linux" and _STATM.exists() and host_allocator.free_bytes() is not None
+
+    def calibrate(self) -> None:
+        """Looks anew how much address space is never touched; gives the heap's free pages back for that."""
+        host_allocator.trim()
+        self._untouched = max(0, _mapped_and_untouched() - (host_allocator.free_bytes() or 0))
+        self._limit = self._most + self._untouched
+        self._next_look = time.monotonic() + _INTERVAL
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, allocations fail that would take the process above the bound. Not to be nested."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        self._look()
+        limit = self._limit
+        if resource.RLIM_INFINITY != soft <= limit or resource.RLIM_INFINITY != hard <= limit:
+            yield
+            return
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+    def _look(self) -> None:
+        """What was untouched at the last look may have been freed since; new stacks and arrays may have come."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _INTERVAL
+        untouched = _mapped_and_untouched()
+        self._untouched = min(max(self._untouched, untouched - (host_allocator.free_bytes() or 0)), untouched)
+        self._limit = self._most + self._untouched
+
+
+def _mapped_and_untouched() -> int:
+    """Bytes of private, writable address space that no page of memory stands behind."""
+    pages = [int(field) for field in _STATM.read_bytes().split()]
+    resident, of_files, data = pages[1], pages[2], pages[5]
+    return (data - (resident - of_files)) * resource.getpagesize()
