@@ -14,7 +14,7 @@ from memfit.arranging import Decision
 from memfit.backends import error_chain, keras_order, keras_seam
 from memfit.backends.around import Around, Run, Wrapper
 from memfit.backends.protocol import Backend
-from memfit.budgeting import device, host
+from memfit.budgeting import device
 from memfit.data import given, queues
 from memfit.data.queues import Queue
 from memfit.errors import DoesNotFitError, OutOfMemoryError
@@ -29,10 +29,6 @@ from memfit.levers.arranged import Arranged
 from memfit.profiling import batches as batches_of
 from memfit.profiling import layers
 from memfit.reporting.log import Log
-from memfit.units import MIB
-
-_KERNELS_OWN = 8 * MIB
-"""Of what is left in a control group, what the kernel charges beside a process' pages as it grows: tables of pages, files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +114,10 @@ class _Run:
         if keras_seam.is_distributed(self._model) or not (survives or self._prepared.replan):
             yield
             return
-        recovery = self._recovery() if survives else None
-        validation = ForwardStep(self._model, backend, most=None, collected=None)
+        plan = self.decision.plan
+        bound = None if plan.peak is None else recover.bound_on_host(backend, plan.budget)
+        recovery = recover.Recovery(backend, shrink=self._shrink, log=self._log.add, bound=bound) if survives else None
+        validation = ForwardStep(self._model, backend, most=None, collected=None, bound=bound)
         self._around = around_train = backend.around(self._model, "train", self._looking(recovery or _as_it_is))
         if recovery is not None:
             recovery.around = around_train
@@ -138,14 +136,6 @@ class _Run:
                 around.take_off()
             for failure in validation.failures:
                 self._log.add("out of memory", f"in validation, which went on in smaller parts: {failure}")
-
-    def _recovery(self) -> recover.Recovery:
-        """Undoes failed steps; where memfit has predicted what a step takes, one fails that would be what is killed."""
-        backend, plan, bound = self._prepared.backend, self.decision.plan, None
-        if backend.bounds_host and plan.peak is not None:
-            ceiling = host.host_ceiling().bytes
-            bound = backend.host_bound(max(plan.budget.host_bytes, ceiling - _KERNELS_OWN))
-        return recover.Recovery(backend, shrink=self._shrink, log=self._log.add, bound=bound)
 
     def most_held(self, times: float = 1.0) -> int | None:
         """Bytes that may be held before a step so that it stays within the budget; None where nothing was predicted.

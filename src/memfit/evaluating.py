@@ -16,12 +16,14 @@ import psutil
 
 from memfit import backends, budgeting
 from memfit.backends import keras_seam
+from memfit.backends.host_bound import HostBound
 from memfit.backends.protocol import Backend, StepKind
 from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.executing import arguments as arguments_of
 from memfit.executing import feeding
 from memfit.executing.forward import Collected, ForwardStep, OutputsInLogs
 from memfit.executing.results import Rows
+from memfit.guarding import recover
 from memfit.predicting import Predictions
 from memfit.profiling import batches as batches_of
 from memfit.profiling.layers import tensor_bytes
@@ -81,7 +83,7 @@ def predict(
     given = {"x": x, "batch_size": batch_size, "steps": steps, "verbose": verbose, "callbacks": callbacks}
     call = _prepared(model, "predict", given, budget)
     collected = Collected(_makes_rows(call, None if out is None else Path(out)))
-    step = ForwardStep(model, call.backend, most=call.part_size, collected=collected)
+    step = ForwardStep(model, call.backend, most=call.part_size, collected=collected, bound=call.bound)
     listening = _listening(callbacks, collected)
     try:
         finished = _run(model, call, step, {**call.arguments, "callbacks": listening})
@@ -138,7 +140,7 @@ def evaluate(
     arguments_of.check_model(model)
     given = {"x": x, "y": y, "sample_weight": sample_weight, "batch_size": batch_size, "steps": steps}
     call = _prepared(model, "test", {**given, "verbose": verbose, "callbacks": callbacks}, budget)
-    step = ForwardStep(model, call.backend, most=call.part_size, collected=None)
+    step = ForwardStep(model, call.backend, most=call.part_size, collected=None, bound=call.bound)
     return _run(model, call, step, {**call.arguments, "return_dict": return_dict})
 
 
@@ -154,6 +156,7 @@ class _Call:
         output_bytes: Of all predictions; None where that is not known.
         held_bytes: What predictions may take as arrays.
         backend: The current backend.
+        bound: What makes a step fail before the kernel ends the process, where there is such a thing.
     """
 
     kind: StepKind
@@ -163,6 +166,7 @@ class _Call:
     output_bytes: int | None
     held_bytes: int
     backend: Backend
+    bound: HostBound | None
 
 
 def _prepared(model: Any, kind: StepKind, given: dict[str, Any], budget: Any) -> _Call:
@@ -184,7 +188,8 @@ def _prepared(model: Any, kind: StepKind, given: dict[str, Any], budget: Any) ->
         if not keras_seam.is_distributed(model):
             size = _fitting(model, kind, found, _ceiling(found_budget, output_bytes, held), backend, given)
     arguments, part_size = _sized(arguments, found, size, num_rows)
-    return _Call(kind, arguments, part_size, num_rows, output_bytes, held, backend)
+    bound = recover.bound_on_host(backend, found_budget)
+    return _Call(kind, arguments, part_size, num_rows, output_bytes, held, backend, bound)
 
 
 def _check_batch_size(batch_size: Any) -> None:

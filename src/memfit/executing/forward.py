@@ -9,10 +9,11 @@ import keras
 
 from memfit.backends import error_chain, keras_seam
 from memfit.backends.around import Run
+from memfit.backends.host_bound import HostBound
 from memfit.backends.protocol import Backend
 from memfit.errors import ArgumentError, OutOfMemoryError
 from memfit.executing.results import Rows
-from memfit.guarding.recover import survives
+from memfit.guarding.recover import applied, survives
 
 
 class ForwardStep:
@@ -24,16 +25,26 @@ class ForwardStep:
         most: Samples that go through together at most; None for whole batches.
         collected: What takes the outputs of ``predict``, and gives Keras something to keep in their place; None for
             ``evaluate``, whose steps only move metrics.
+        bound: What makes a step fail before the kernel ends the process, where there is such a thing.
 
     Attributes:
         failures: What was said of each failure that was met.
     """
 
-    def __init__(self, model: Any, backend: Backend, *, most: int | None, collected: Collected | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        backend: Backend,
+        *,
+        most: int | None,
+        collected: Collected | None,
+        bound: HostBound | None = None,
+    ) -> None:
         self._model = model
         self._backend = backend
         self._most = most
         self._collected = collected
+        self._bound = bound
         self.failures: list[str] = []
 
     def __call__(self, run: Run, batch: Any) -> Any:
@@ -55,7 +66,8 @@ class ForwardStep:
         """The step's results, or what was said as memory ran out; by then the failed step's tensors are gone."""
         metrics = self._metrics_before()
         try:
-            results = run(part)
+            with applied(self._bound):
+                results = run(part)
             arrays = self._read(results)
         except Exception as error:
             if not self._backend.is_out_of_memory(error) or not survives(self._backend):
@@ -83,6 +95,10 @@ class ForwardStep:
         return [(variable, keras.ops.copy(variable.value)) for variable in self._model.metrics_variables]
 
     def _shrink(self, size: int, failure: str) -> None:
+        if size <= 1 and self._bound is not None:
+            self._bound = None  # there may be more room than is known
+            self.failures.append(failure)
+            return
         if size <= 1:
             raise OutOfMemoryError(
                 f"Not even one sample at a time fits ({failure}). Pass a smaller model or shorter samples."

@@ -16,17 +16,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from memfit.backends import error_chain
 from memfit.backends.protocol import Backend
+from memfit.budgeting import host
 from memfit.errors import OutOfMemoryError
+from memfit.records import Budget
+from memfit.units import MIB
 
 if TYPE_CHECKING:
     from memfit.backends.around import Around, Kept, Run
     from memfit.backends.host_bound import HostBound
 
 _SHAPES_REMEMBERED = 256
+
+_KERNELS_OWN = 8 * MIB
+"""Of what is left in a control group, what the kernel charges beside a process' pages as it grows: tables of pages, files."""
 
 
 class Recovery:
@@ -75,7 +82,7 @@ class Recovery:
     def _tried(self, run: Run, batch: Any) -> tuple[Any, str | None]:
         """The step's logs, or what was said as memory ran out: by then the attempt's tensors are let go."""
         try:
-            with contextlib.nullcontext() if self._bound is None else self._bound.applied():
+            with applied(self._bound):
                 return run(batch), None
         except Exception as error:
             if not self._backend.is_out_of_memory(error):
@@ -117,6 +124,26 @@ class Recovery:
         self._steps_since_copy += 1
         if len(self._seen) < _SHAPES_REMEMBERED:
             self._seen.add(shapes)
+
+
+def applied(bound: HostBound | None) -> AbstractContextManager[None]:
+    """Inside, the bound is in force, where there is one."""
+    return contextlib.nullcontext() if bound is None else bound.applied()
+
+
+def bound_on_host(backend: Backend, budget: Budget) -> HostBound | None:
+    """What makes a step fail that would take this process above what the machine allows now, or above a larger budget.
+
+    Args:
+        backend: The current backend.
+        budget: Of the run.
+
+    Returns:
+        The bound; None where a failure in host memory ends the process anyway, or the system has no such limit.
+    """
+    if not backend.bounds_host:
+        return None
+    return backend.host_bound(max(budget.host_bytes, host.host_ceiling().bytes - _KERNELS_OWN))
 
 
 def survives(backend: Backend) -> bool:
