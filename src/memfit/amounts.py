@@ -82,8 +82,7 @@ class Estimate:
         workspace: Of ``bytes``, what no tensor of the program holds: kernels' own memory and gaps of the allocator.
         compiling: Host bytes that tracing and compiling the step were seen to take while they lasted; not in ``bytes``.
         fixed: Of ``bytes``, what a step of the model takes at any batch size and with any lever, at the least: its graph.
-        spare: Of ``margin``, what is seldom needed, and is left out where a step that runs out of memory is undone and tried
-            smaller.
+        spare: Of ``margin``, what can be left out at first where a step that runs out of memory is undone and tried smaller.
     """
 
     bytes: int
@@ -99,9 +98,10 @@ class Estimate:
     def upper(self) -> int:
         return self.bytes + self.margin
 
-    def without_spare(self) -> Estimate:
-        """The estimate with what is mostly enough for its margin."""
-        return dataclasses.replace(self, margin=self.margin - self.spare, spare=0)
+    def cautious(self, share: float) -> Estimate:
+        """The estimate with a share of what can be left out of its margin; all of it at 1."""
+        left_out = int((1.0 - share) * self.spare)
+        return dataclasses.replace(self, margin=self.margin - left_out, spare=self.spare - left_out)
 
     def __str__(self) -> str:
         return f"{units.text(self.bytes)} + {units.text(self.margin)} margin ({self.source})"

@@ -118,7 +118,7 @@ class Arrangements:
             quiet=request.quiet,
             queued=batches.queued,
             reading=batches.reading,
-            spare=not request.bounded,
+            caution=0.0 if request.bounded else 1.0,
         )
         self.separability = functools.cache(self._separability)
         self._chain = functools.cache(lambda: remat.chain(model, batches.spec))

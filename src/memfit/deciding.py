@@ -27,6 +27,9 @@ _ROOMY = 2
 
 _AFTER_FAILURE = 0.75
 
+_MORE_CAUTION = 0.5
+"""Of what was left out of margins, what comes back into them after a failure."""
+
 _LARGE_SLOTS = 8 * MIB
 """Fewer are made, and what is refused then is refused knowing more."""
 
@@ -81,9 +84,9 @@ def profiled(model: Any, batches: Batches, backend: Backend) -> Profile:
 def smaller(decision: Decision, model: Any, batches: Batches, request: Request, *, backend: Backend) -> Decision | None:
     """A decision that needs strictly less, for a step that ran out of memory; None where there is none.
 
-    The fastest arrangement that fits with its whole margin, where the one that failed did not; else one that is predicted to
-    take three quarters of the step that failed, else any less; where nothing is predicted, or the predictions are used up, half
-    the micro-batch.
+    The fastest arrangement that fits with more of its margin, where the one that failed does not; else one that is predicted
+    to take three quarters of the step that failed, else any less; where nothing is predicted, or the predictions are used up,
+    half the micro-batch.
     """
     plan = decision.plan
     if micro_batch.blocked_reason(model) is not None:
@@ -103,9 +106,11 @@ def _predicted_smaller(
 ) -> Decision | None:
     arrangements = decision.arrangements or Arrangements(model, batches, request, backend)
     prediction = arrangements.prediction
-    prediction.spare = True  # it was needed
-    idle, failed = prediction.idle(), prediction.peak(decision.split, decision.plan.levers).upper
-    budget = request.budget.limiting_bytes
+    budget, idle = request.budget.limiting_bytes, prediction.idle()
+    failed = prediction.peak(decision.split, decision.plan.levers).upper
+    while prediction.caution < 1.0 and failed <= budget:
+        prediction.caution = min(1.0, prediction.caution + _MORE_CAUTION)
+        failed = prediction.peak(decision.split, decision.plan.levers).upper
     for share in (_AFTER_FAILURE, 1.0) if failed <= budget else (1.0,):
         ceiling = min(budget, int(idle + share * (failed - idle)) - 1)
         with contextlib.suppress(DoesNotFitError):

@@ -47,10 +47,10 @@ class Predictions:
         quiet: Whether to show nothing while it takes long.
         queued: Batches in flight beside the one in the step.
         reading: Bytes of the host that making batches takes beside them.
-        spare: Whether margins hold what is seldom needed, too.
+        caution: Which share of what can be left out of a margin is in it.
 
     Attributes:
-        spare: As passed; may be set.
+        caution: As passed; may be set.
 
     Raises:
         ArgumentError: The data does not fit the model.
@@ -65,7 +65,7 @@ class Predictions:
         quiet: bool,
         queued: int = 1,
         reading: int = 0,
-        spare: bool = True,
+        caution: float = 1.0,
     ) -> None:
         self._model = model
         self._spec = spec
@@ -73,7 +73,7 @@ class Predictions:
         self._quiet = quiet
         self._queued = queued
         self._reading = reading
-        self.spare = spare
+        self.caution = caution
         self._analyses: dict[tuple[Split | None, Levers], Estimate | None] = {}
         self._held = peak.holdings(model, spec)
         self._correction_key = cache.correction_key(model, backend)
@@ -117,7 +117,9 @@ class Predictions:
     def is_weak(self, split: Split | None, levers: Levers = NO_LEVERS) -> bool:
         """Whether the step's analysis says so little that a trial is worth its time."""
         analysed = self._analysed(split, levers)
-        return analysed is not None and self._correction is None and analysed.margin > WEAK_MARGIN * analysed.bytes
+        if analysed is None or self._correction is not None:
+            return False
+        return analysed.cautious(self.caution).margin > WEAK_MARGIN * analysed.bytes
 
     def confirmed(self, split: Split | None, levers: Levers = NO_LEVERS) -> Estimate | None:
         """The peak by a trial, from which later analyses of the model are corrected; None where no trial can be made."""
@@ -136,8 +138,7 @@ class Predictions:
             with shown(text, quiet=self._quiet), pulled(self._model, levers, self._backend):
                 step = peak.step_bytes(self._model, self._spec, split, backend=self._backend)
             self._analyses[split, levers] = step
-        step = self._analyses[split, levers]
-        return step if step is None or self.spare else step.without_spare()
+        return self._analyses[split, levers]
 
     def _tried(self, split: Split | None, levers: Levers = NO_LEVERS) -> Estimate | None:
         with pulled(self._model, levers, self._backend):
@@ -240,4 +241,5 @@ class Predictions:
         return Estimate(num_bytes // 2, num_bytes - num_bytes // 2, "layer shapes")
 
     def _on_top_of_base(self, step: Estimate) -> Estimate:
-        return peak.on_top_of_now(step, waiting=self._queued * self._held.inputs + self._reading, backend=self._backend)
+        waiting = self._queued * self._held.inputs + self._reading
+        return peak.on_top_of_now(step, waiting=waiting, backend=self._backend).cautious(self.caution)

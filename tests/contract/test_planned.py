@@ -105,7 +105,7 @@ def test_the_machines_own_memory_is_planned_up_to_a_narrower_margin_than_a_budge
     spec = (TensorSpec((BATCH, *SHAPE), "float32"), TensorSpec((BATCH,), "int32"), None)
     whole = Predictions(model, spec, backends.current(), quiet=True).peak(None)
     assert whole.spare > 0
-    ceiling = Ceiling(whole.upper - whole.spare // 2, "for this test")
+    ceiling = Ceiling(whole.upper - whole.spare // 4, "for this test")
     assert ceiling.bytes > smallest
     monkeypatch.setattr(budgeting.host, "host_ceiling", lambda **_: ceiling)
     ours, asked = (memfit.plan(model, X, Y, **RUN, probe=False, budget=given) for given in (None, ceiling.bytes))

@@ -83,3 +83,11 @@ def test_recomputing_saves_the_page_faults_of_what_it_does_not_keep() -> None:
     assert costs.recomputed(0.5, kept=0.2, faulting=0.5) == pytest.approx(0.7)
     # A second of computing beside a second of page faults.
     assert costs.faulting(1e10 / 6, activations=10**9, rate=1e10, page_seconds=1e-9) == pytest.approx(0.5)
+
+
+def test_what_can_be_left_out_of_a_margin() -> None:
+    estimate = Estimate(100, 40, "scripted", spare=30)
+    assert estimate.cautious(1.0) == estimate
+    assert [estimate.cautious(share).upper for share in (0.0, 0.5, 1.0)] == [110, 125, 140]
+    assert estimate.cautious(0.0).cautious(1.0).upper == 110, "what was left out is gone"
+    assert Estimate(100, 40, "scripted").cautious(0.0).upper == 140

@@ -36,8 +36,6 @@ _SCATTERED = 0.25
 """What the heap's gaps come to beside those of one step on an empty heap, as a share of its furthest reach: what lives on
 from step to step scatters. Where the step fits beside them gaps may come to more; else they are given back before it."""
 _HEAP_SHARE = 0.3
-_HEAP_SPARE = 0.25
-"""Of that share, what one in 90 of the measured steps needed (``benchmarks/results/prediction-torch.jsonl``)."""
 _COMPILED_SHARE = 0.25
 """For torch.compile, which plans buffers by itself while the analysis runs the step as Python does."""
 
@@ -67,15 +65,16 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
     share = _COMPILED_SHARE if model.jit_compile else _SHARE
     runtime = RUNTIME if keras.ops.convert_to_tensor(0).device.type == "cpu" else 0
     scattered = int(_SCATTERED * live.heap_peak)
+    sure, gaps = int(share * live.peak), int(_HEAP_SHARE * live.heap_peak)
     # A step that fails while it writes weights cannot be undone.
     writes = live.moment is not None and live.moment.phase == "update"
     return Estimate(
         live.peak + scattered + runtime,
-        margin=_FIXED + int(share * live.peak) + int(_HEAP_SHARE * live.heap_peak),
+        margin=sure + _FIXED + gaps,
         source=SOURCE,
         moment=live.moment,
         workspace=live.workspace + scattered,
-        spare=0 if writes else int(_HEAP_SPARE * live.heap_peak),
+        spare=0 if writes else _FIXED + gaps,
     )
 
 
