@@ -50,8 +50,10 @@ _SAFE_ROOM = 192 * MIB
 _ROOM_TO_COMPILE = 2 * GIB
 """Where there is more room, no step is asked what compiling it takes."""
 
-_COMPILING_AGAIN = 3.0
-"""What compiling another step with XLA takes at the most, of what the plain step's did: one in parts has the model twice."""
+_COMPILING_IN_PARTS = 2
+_COMPILING_RECOMPUTED = 4 / 3
+"""What compiling a step with XLA takes, of what the plain step's does: a program in parts has the model twice, before its loop
+and in it, and one that recomputes has a fourth pass beside the three of a step."""
 
 _OPTIMISM = 0.75
 """Of what a lever is guessed to leave of a step; what even this puts above the budget is not analysed."""
@@ -221,13 +223,10 @@ class Arrangements:
             return
         plain, *others = sorted(self._options(), key=lambda one: (bool(one.key), one.key.xla_off, one.time))
         batch_size = self._batches.batch_size or 1
+        without_xla = [one for one in others if one.key == Levers(xla_off=True)]
         asked = [Found(plain, batch_size, whole, plain.time)]
-        asked += [  # what the guesses below are made from
-            Found(one, batch_size, self.prediction.peak(None, one.key), one.time)
-            for one in others
-            if one.key == Levers(xla_off=True)
-        ]
-        for size, some in ((1, (plain, *others[-1:])), (batch_size, others)):
+        asked += [Found(one, batch_size, self.prediction.peak(None, one.key), one.time) for one in without_xla]
+        for size, some in ((1, (plain, *without_xla, *others[-1:])), (batch_size, others)):
             for option in some:
                 split = Split(size) if size < batch_size else None
                 if self._guessed(whole, option.key, size) <= ceiling:
@@ -312,12 +311,15 @@ class Arrangements:
         """What is held at the least while XLA compiles a step, where that is above the ceiling; else None."""
         if self._without_xla() is None or levers.xla_off or self._backend.device_memory() is not None:
             return None
-        compiling = self.prediction.compiling
+        compiling: float = self.prediction.compiling
         if split is not None or levers:
-            plain = self._peak(None, NO_LEVERS, ceiling)
-            compiling = int(_COMPILING_AGAIN * max(compiling, plain.compiling))
-        held = self.prediction.idle() + compiling
-        return Estimate(held, 0, "a guess of what compiling takes", compiling=compiling) if held > ceiling else None
+            compiling = max(compiling, self._peak(None, NO_LEVERS, ceiling).compiling)
+            compiling *= 1 if split is None else _COMPILING_IN_PARTS
+            compiling *= 1 if levers.remat is None else _COMPILING_RECOMPUTED
+        held = self.prediction.idle() + int(compiling)
+        return (
+            Estimate(held, 0, "a guess of what compiling takes", compiling=int(compiling)) if held > ceiling else None
+        )
 
     def _guessed(self, whole: Estimate, levers: Levers, size: int) -> int:
         """A bound from below: the step scaled by the share of the samples and of the activations that are kept.
