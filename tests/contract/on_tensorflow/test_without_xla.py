@@ -175,7 +175,7 @@ def test_parts_take_more_to_compile_than_the_plain_step(monkeypatch: pytest.Monk
     monkeypatch.setattr(analysis, "_XLA_COMPILING", 64 * step)
     monkeypatch.setattr(analysis, "compiling_bytes", lambda model: step if model.jit_compile else 0)
     del compiled[:]
-    plan = memfit.plan(model, X, Y, batch_size=BATCH, budget=idle + 2 * step)
+    plan = memfit.plan(model, X, Y, batch_size=BATCH, budget=idle + 3 * step // 2)
     assert plan.levers == Levers(xla_off=True)
     assert compiled == ["compiled"]
 
@@ -192,16 +192,10 @@ def test_where_nothing_fits_it_is_refused_without_a_compiler(
     assert compiled == []
 
 
-def test_more_budget_is_never_slower() -> None:
+def test_with_room_it_trains_as_it_is_compiled() -> None:
     model = jitted()
     idle, step = room(model)
-    found = []
-    for share in (0.5, 0.75, 1.0, 2.0, 20.0):
-        try:
-            plan = memfit.plan(model, X, Y, batch_size=BATCH, budget=int(idle + share * step))
-        except DoesNotFitError:
-            continue
+    for share, expected in ((1.25, Levers(xla_off=True)), (20.0, Levers())):
+        plan = memfit.plan(model, X, Y, batch_size=BATCH, budget=int(idle + share * step))
+        assert (plan.levers, plan.micro_batch_size) == (expected, None)
         assert plan.peak.upper <= plan.budget.limiting_bytes
-        found.append((plan.levers.xla_off, plan.num_parts))
-    assert found[-1] == (False, 1)
-    assert [parts for _, parts in found] == sorted((parts for _, parts in found), reverse=True)
