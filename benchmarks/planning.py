@@ -3,6 +3,7 @@
     python benchmarks/planning.py --backend torch [--models unet ...] [--budgets 75 50 25 15] [--batch middle]
     python benchmarks/planning.py --backend torch --largest [--models vgg16 ...]
     python benchmarks/planning.py --backend torch --pages [--models unet ...]
+    python benchmarks/planning.py --backend tensorflow --xla [--models unet ...]
     python benchmarks/planning.py --summary benchmarks/results/planning-*.jsonl
 
 A budget is a share of what plain ``model.fit`` takes on top of what the process holds before training. The hand settings are
@@ -15,6 +16,8 @@ settings without a cap, measured before: which of them is tried under the cap, n
 ``planning_bytes`` is the most that was held before training began, beyond what was held before ``fit``.
 
 ``--pages``: a step in two parts with its tensors on the heap, and with large ones in pages of their own, three times in turn.
+
+``--xla``: the plain step compiled with ``jit_compile=True`` and with False, three times in turn.
 
 ``--largest``: the largest batch that trains under the peak of plain Keras at the large batch, beside plain Keras: by
 recomputation alone at full batch, and by ``memfit.fit``, whose plan may split the batch (both steps of data lie in memory and
@@ -45,6 +48,7 @@ PARTS = (1, 2, 4, 8, 16)
 RECOMPUTED = ("none", "half", "sqrt")
 FACTORS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 PLANNED_FACTORS = (2.0, 4.0, 8.0, 16.0)
+JIT = {"xla": True, "no xla": False}
 STEPS, EPOCHS = 2, 3
 NO_CAP = 10 * GIB
 TIME_LIMIT = 400
@@ -57,7 +61,7 @@ class Job:
     Attributes:
         model: A name of ``prediction_models.MODELS``.
         batch_size: Samples of a batch.
-        way: "plain" for ``model.fit``, "hand" for a plan by hand, "memfit".
+        way: "plain" for ``model.fit``, "xla" and "no xla" for it with ``jit_compile`` set, "hand" for a plan by hand, "memfit".
         parts: Of a plan by hand.
         recomputed: The same: one of ``RECOMPUTED``, "smallest", or "pages" for none and large tensors in pages of their own.
     """
@@ -120,7 +124,7 @@ def measure(job: Job) -> dict[str, Any]:
 
     case = prediction_models.MODELS[job.model].build()
     model = case.model
-    model.compile("adam", case.loss)
+    model.compile("adam", case.loss, jit_compile=JIT.get(job.way, "auto"))
     x, y = case.arrays(STEPS * job.batch_size)
     batch = case.batch(job.batch_size)
     keras_seam.symbolic_build(model, batch)
@@ -131,7 +135,7 @@ def measure(job: Job) -> dict[str, Any]:
     row["splits"] = not any(
         isinstance(layer, keras.layers.BatchNormalization) for layer in keras_seam.flat_layers(model)
     )
-    if job.way == "plain":
+    if job.way == "plain" or job.way in JIT:
         model.fit(x, y, **arguments)
     elif job.way == "hand":
         memfit.fit(model, x, y, **arguments, plan=by_hand(model, batch, job))
@@ -280,16 +284,35 @@ def largest(name: str, backend: str) -> dict[str, Any]:
 
 
 def pages(name: str, backend: str) -> dict[str, Any]:
-    """A step in two parts on the heap and in pages of its own, in turn: the medians."""
+    """A step in two parts on the heap and in pages of its own."""
+    batch_size = middle(name)
+    ways = {"heap": "none", "own_pages": "pages"}
+    jobs = {way: Job(name, batch_size, "hand", 2, recomputed) for way, recomputed in ways.items()}
+    return {"backend": backend, "model": name, "batch_size": batch_size, "budget": "pages", **in_turn(jobs, backend)}
+
+
+def xla(name: str, backend: str) -> dict[str, Any]:
+    """The plain step with XLA and without."""
+    batch_size = middle(name)
+    jobs = {way.replace(" ", "_"): Job(name, batch_size, way) for way in JIT}
+    return {"backend": backend, "model": name, "batch_size": batch_size, "budget": "xla", **in_turn(jobs, backend)}
+
+
+def middle(name: str) -> int:
+    """A model's middle batch size."""
     import prediction_models
 
-    batch_size = prediction_models.MODELS[name].batches[1]
-    found: dict[str, list[dict[str, Any]]] = {"none": [], "pages": []}
+    return int(prediction_models.MODELS[name].batches[1])
+
+
+def in_turn(jobs: dict[str, Job], backend: str) -> dict[str, Any]:
+    """Jobs measured three times in turn: the medians, by the names that they are given."""
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in jobs}
     for _ in range(3):
         for way, made in found.items():
-            made.append(run(Job(name, batch_size, "hand", 2, way), backend))
-    row: dict[str, Any] = {"backend": backend, "model": name, "batch_size": batch_size, "budget": "pages"}
-    for way, made in (("heap", found["none"]), ("own_pages", found["pages"])):
+            made.append(run(jobs[way], backend))
+    row: dict[str, Any] = {}
+    for way, made in found.items():
         row[f"{way}_seconds"] = statistics.median(one["seconds"] for one in made)
         row[f"{way}_bytes"] = int(statistics.median(one["peak"] - one["base"] for one in made))
     return row
@@ -308,6 +331,9 @@ def line(row: dict[str, Any]) -> str:
     if row.get("budget") == "pages":
         heap, own = (f"{row[f'{way}_seconds']:.3f} s, {text(row[f'{way}_bytes'])}" for way in ("heap", "own_pages"))
         return f"{head} in 2 parts: heap {heap}; own pages {own}"
+    if row.get("budget") == "xla":
+        on, off = (f"{row[f'{way}_seconds']:.3f} s, {text(row[f'{way}_bytes'])}" for way in ("xla", "no_xla"))
+        return f"{head} with XLA {on}; without {off}"
     if "grid" in row:
         best = row["grid"][0]
         return (
@@ -361,6 +387,7 @@ def main() -> None:
     parser.add_argument("--batch", choices=("small", "middle", "large"), default="middle")
     parser.add_argument("--largest", action="store_true")
     parser.add_argument("--pages", action="store_true")
+    parser.add_argument("--xla", action="store_true")
     parser.add_argument("--known-grid", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--summary", type=Path, nargs="+", metavar="FILE")
@@ -376,8 +403,9 @@ def main() -> None:
     os.environ["KERAS_BACKEND"] = given.backend
     out = given.out or Path(__file__).parent / "results" / f"planning-{given.backend}.jsonl"
     for name in given.models:
-        if given.largest or given.pages:
-            found = iter([(largest if given.largest else pages)(name, given.backend)])
+        asked = next((one for one in (largest, pages, xla) if getattr(given, one.__name__)), None)
+        if asked is not None:
+            found = iter([asked(name, given.backend)])
         else:
             found = rows(name, given.batch, given.budgets, given.backend, known=out if given.known_grid else None)
         for row in found:

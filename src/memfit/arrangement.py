@@ -70,12 +70,14 @@ class Levers:
         optimizer_state: How the optimizer's moments are kept: "adam8bit"; None for as they are. Not exact.
         own_pages: On a CPU, whether large tensors get pages of their own, which go back to the system when they are freed,
             and are faulted in anew each time: fewer bytes, more time. Exact.
+        xla_off: Whether the steps of a model that is compiled with XLA are made without it. Exact to rounding.
     """
 
     remat: Remat | None = None
     precision: str | None = None
     optimizer_state: str | None = None
     own_pages: bool = False
+    xla_off: bool = False
 
     def __bool__(self) -> bool:
         return self != Levers()
@@ -98,6 +100,8 @@ class Levers:
             words.append("optimizer state in 8 bits")
         if self.own_pages:
             words.append("large tensors in pages of their own")
+        if self.xla_off:
+            words.append("the step compiled without XLA")
         return ", ".join(words)
 
     @classmethod
@@ -120,6 +124,8 @@ class StepCosts:
         layer_seconds: The same for each layer of the model: its operations are issued once more.
         efficiency: Of the rate at which the device multiplies matrices, what a step reaches.
         own_pages: What tensors in pages of their own add, relative to the plain step; None where that is no choice.
+        without_xla: What a step takes more without XLA, relative to the plain step of a model that is compiled with it; None
+            where that is no choice.
         fresh_pages: Whether each step gets the memory for its activations anew from the system, which faults in every page.
 
     Example:
@@ -133,6 +139,7 @@ class StepCosts:
     layer_seconds: float
     efficiency: float
     own_pages: float | None = None
+    without_xla: float | None = None
     fresh_pages: bool = False
 
     def recomputed(self, again: float, *, kept: float = 1.0, faulting: float = 0.0) -> float:

@@ -9,14 +9,15 @@ from typing import Any
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
 from memfit.errors import DoesNotFitError
-from memfit.levers import allowed, micro_batch, remat
+from memfit.levers import allowed, micro_batch, remat, without_xla
+from memfit.levers.pulled import pulled
 from memfit.levers.verification import Verification, verified
 from memfit.planning import fastest, planner
 from memfit.planning.fastest import Found, Option
 from memfit.predicting import Predictions
 from memfit.profiling.batches import Batches
 from memfit.profiling.rate import matrix_rate, page_seconds
-from memfit.records import Budget, Estimate, Levers, Plan, Profile, Remat, Split
+from memfit.records import NO_LEVERS, Budget, Estimate, Levers, Plan, Profile, Remat, Split
 from memfit.reporting.console import shown
 from memfit.units import GIB, MIB, text
 
@@ -48,6 +49,11 @@ _SAFE_ROOM = 192 * MIB
 
 _ROOM_TO_COMPILE = 2 * GIB
 """Where there is more room, no step is asked what compiling it takes."""
+
+_COMPILING_IN_PARTS = 2
+_COMPILING_RECOMPUTED = 4 / 3
+"""What compiling a step with XLA takes, of what the plain step's does: a program in parts has the model twice, before its loop
+and in it, and one that recomputes has a fourth pass beside the three of a step."""
 
 _OPTIMISM = 0.75
 """Of what a lever is guessed to leave of a step; what even this puts above the budget is not analysed."""
@@ -123,6 +129,7 @@ class Arrangements:
         self.separability = functools.cache(self._separability)
         self._chain = functools.cache(lambda: remat.chain(model, batches.spec))
         self._inexact = functools.cache(lambda: allowed.combinations(model, batches.spec, request.allow, backend))
+        self._without_xla = functools.cache(lambda: without_xla.cost(model, backend))
 
     def fastest(self, ceiling: int | None = None) -> Decision:
         """The fastest arrangement that fits, verified on the model where it is not the plain step.
@@ -136,9 +143,11 @@ class Arrangements:
         budget = self._request.budget
         ceiling = budget.limiting_bytes if ceiling is None else ceiling
         self._refuse_uncompiled(ceiling)
-        whole = self.prediction.peak(None)
+        whole = self._peak(None, NO_LEVERS, ceiling)
         profile = self.prediction.profile(whole)
-        validation = self.validation_batch_size(ceiling)
+        uncompiled = Levers(xla_off=self._uncompiled(None, NO_LEVERS, ceiling) is not None)
+        with pulled(self._model, uncompiled, self._backend):
+            validation = self.validation_batch_size(ceiling)
         if whole.upper <= ceiling:
             reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
             plan = planner.plain(self._batches.batch_size, budget, whole, reason)
@@ -166,7 +175,7 @@ class Arrangements:
             search = fastest.search(
                 self._options(),
                 batch_size,
-                predict=self._predicted,
+                predict=functools.partial(self._predicted, ceiling),
                 ceiling=ceiling,
                 part_time=part_time,
                 splits=batch_size > 1 and self._may_split,
@@ -196,6 +205,8 @@ class Arrangements:
         """
         if self._backend.device_memory() is not None or ceiling - self.prediction.idle() > _ROOM_TO_COMPILE:
             return
+        if self._without_xla() is not None:  # the plan may do without the compiler
+            return
         compiling = self.prediction.compiling
         idle = self.prediction.idle()  # asked now, as the guess has made the backend forget programs
         room = ceiling - idle
@@ -219,14 +230,16 @@ class Arrangements:
         """
         if ceiling - self.prediction.idle() > _SAFE_TEST * profile.gradients + _SAFE_ROOM:
             return
-        plain, *others = sorted(self._options(), key=lambda option: (bool(option.key), option.time))
+        plain, *others = sorted(self._options(), key=lambda one: (bool(one.key), one.key.xla_off, one.time))
         batch_size = self._batches.batch_size or 1
+        without_xla = [one for one in others if one.key == Levers(xla_off=True)]
         asked = [Found(plain, batch_size, whole, plain.time)]
-        for size, some in ((1, (plain, *others[-1:])), (batch_size, others)):
+        asked += [Found(one, batch_size, self.prediction.peak(None, one.key), one.time) for one in without_xla]
+        for size, some in ((1, (plain, *without_xla, *others[-1:])), (batch_size, others)):
             for option in some:
                 split = Split(size) if size < batch_size else None
                 if self._guessed(whole, option.key, size) <= ceiling:
-                    asked.append(Found(option, size, self.prediction.peak(split, option.key), option.time))
+                    asked.append(Found(option, size, self._peak(split, option.key, ceiling), option.time))
                     if asked[-1].peak.upper <= ceiling:
                         return
         least = min(asked, key=lambda found: found.peak.upper)
@@ -255,7 +268,9 @@ class Arrangements:
     def _sample(self, fewest: int) -> Any | None:
         """A tiny batch to test the model on: as many samples as the room allows, or None where it allows fewer than so many."""
         idle, gradients = self.prediction.idle(), self.prediction.gradients
-        step, room = self.prediction.peak(None).bytes - idle, self._request.budget.limiting_bytes - idle
+        # Tests run in the framework's own kernels.
+        step = self.prediction.peak(None, Levers(xla_off=self._without_xla() is not None)).bytes - idle
+        room = self._request.budget.limiting_bytes - idle
         one = max(1.0, (step - _UPDATE * gradients) / (self._batches.batch_size or 1))
         if _RESULTS * gradients + fewest * one > room:
             return None
@@ -266,13 +281,17 @@ class Arrangements:
 
     def _options(self) -> list[Option[Levers]]:
         """Every rung of recomputation with every combination of the other levers."""
-        own_pages = self._backend.step_costs().own_pages
-        pages = [(False, 0.0)] if own_pages is None else [(False, 0.0), (True, own_pages)]
+        own_pages, without_xla = self._backend.step_costs().own_pages, self._without_xla()
+        ways = [(False, False, 0.0)]
+        ways += [] if own_pages is None else [(True, False, own_pages)]
+        ways += [] if without_xla is None else [(False, True, without_xla)]
         return [
-            Option(dataclasses.replace(inexact.levers, remat=rung, own_pages=own), inexact.time * time + more)
+            Option(
+                dataclasses.replace(inexact.levers, remat=rung, own_pages=own, xla_off=off), inexact.time * time + more
+            )
             for inexact in self._inexact()
             for rung, time in self._rungs()
-            for own, more in pages
+            for own, off, more in ways
         ]
 
     def _rungs(self) -> list[tuple[Remat | None, float]]:
@@ -289,9 +308,27 @@ class Arrangements:
             rungs.append((rung, max(_FASTEST, costs.recomputed(again, kept=kept, faulting=faulting))))
         return rungs
 
-    def _predicted(self, levers: Levers, size: int) -> Estimate:
+    def _predicted(self, ceiling: int, levers: Levers, size: int) -> Estimate:
         whole = size >= (self._batches.batch_size or 1)
-        return self.prediction.peak(None if whole else self._split(size), levers)
+        return self._peak(None if whole else self._split(size), levers, ceiling)
+
+    def _peak(self, split: Split | None, levers: Levers, ceiling: int) -> Estimate:
+        """The predicted peak of a step; where XLA would take more than the room to compile it, that, and it is not compiled."""
+        return self._uncompiled(split, levers, ceiling) or self.prediction.peak(split, levers)
+
+    def _uncompiled(self, split: Split | None, levers: Levers, ceiling: int) -> Estimate | None:
+        """What is held at the least while XLA compiles a step, where that is above the ceiling; else None."""
+        if self._without_xla() is None or levers.xla_off or self._backend.device_memory() is not None:
+            return None
+        compiling: float = self.prediction.compiling
+        if split is not None or levers:
+            compiling = max(compiling, self._peak(None, NO_LEVERS, ceiling).compiling)
+            compiling *= 1 if split is None else _COMPILING_IN_PARTS
+            compiling *= 1 if levers.remat is None else _COMPILING_RECOMPUTED
+        held = self.prediction.idle() + int(compiling)
+        return (
+            Estimate(held, 0, "a guess of what compiling takes", compiling=int(compiling)) if held > ceiling else None
+        )
 
     def _guessed(self, whole: Estimate, levers: Levers, size: int) -> int:
         """A bound from below: the step scaled by the share of the samples and of the activations that are kept.
@@ -304,6 +341,8 @@ class Arrangements:
             kept = remat.peak_bytes(chain, levers.remat) / max(1, chain.plain_bytes)
         if levers.precision is not None:
             kept *= _HALF
+        if levers.xla_off:
+            whole = self.prediction.peak(None, Levers(xla_off=True))
         idle = self.prediction.idle()
         share = kept * size / (self._batches.batch_size or 1)
         step = whole.fixed + share * max(0, whole.upper - idle - whole.fixed)
@@ -311,7 +350,9 @@ class Arrangements:
 
     def _proof(self, found: Found[Levers]) -> Verification:
         """The comparison with the plain step; of micro-batches alone the test of separability is the proof."""
-        computing = dataclasses.replace(found.option.key, own_pages=False)
+        computing = dataclasses.replace(found.option.key, own_pages=False, xla_off=False)
+        if not computing and found.size >= (self._batches.batch_size or 1):
+            return Verification(True, None, "the step is the plain step")
         if not computing:
             finding = self.separability()
             return Verification(True, finding.difference, finding.reason)

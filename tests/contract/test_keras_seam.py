@@ -51,11 +51,22 @@ def gone(name: str) -> str:
         "_compile_config",
         "_loss_tracker",
         "_losses_override",
+        "_jit_compile",
         "_flatten_layers",
     ],
 )
 def test_the_model_has(name: str) -> None:
     assert hasattr(built(), name), gone(f"Model.{name}")
+
+
+def test_steps_are_made_without_a_compiler_for_a_while() -> None:
+    model = built()
+    model.compile("sgd", "mse", jit_compile=True)
+    with keras_seam.without_jit(model):
+        assert not model.jit_compile, gone("Trainer._jit_compile")
+        assert not keras_seam.is_jitted(model)
+    assert model.jit_compile is True, gone("Trainer._jit_compile")
+    assert keras_seam.is_jitted(model)
 
 
 def test_the_compiled_loss_keeps_named_entries_and_metrics() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ levers = st.builds(
     remat=st.none() | st.builds(Remat, st.lists(segments, min_size=1, max_size=3).map(tuple)),
     precision=st.sampled_from([None, "mixed_bfloat16", "mixed_float16"]),
     own_pages=st.booleans(),
+    xla_off=st.booleans(),
 )
 plans = st.builds(
     Plan,
@@ -32,6 +35,13 @@ plans = st.builds(
 @given(plans)
 def test_a_plan_survives_json(plan: Plan) -> None:
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_plan_of_before_a_lever_was_there_pulls_it_not() -> None:
+    plan = Plan(8, 4, Budget(100, "asked for"), levers=Levers(own_pages=True))
+    fields = json.loads(plan.to_json())
+    del fields["levers"]["xla_off"]
+    assert Plan.from_json(json.dumps(fields)) == plan
 
 
 @given(plans)
@@ -72,7 +82,8 @@ def test_levers_say_what_is_pulled() -> None:
     assert Levers().text == ""
     assert Levers(precision="mixed_float16").text == "computed in float16 where that is safe"
     assert Levers(own_pages=True).text == "large tensors in pages of their own"
-    assert Levers(own_pages=True).exact
+    assert Levers(xla_off=True).text == "the step compiled without XLA"
+    assert Levers(own_pages=True, xla_off=True).exact
     both = Levers(remat, precision="mixed_bfloat16").text
     assert both == "2 segments recomputed in the backward pass, computed in bfloat16 where that is safe"
 

@@ -97,6 +97,22 @@ def compile_marks(model: Any) -> tuple[Any, ...]:
     return (model._compile_loss, model._compile_metrics, own, inner, model.jit_compile, model.run_eagerly)
 
 
+def is_jitted(model: Any) -> bool:
+    """Whether Keras hands the steps of a compiled model to XLA, or to ``torch.compile``."""
+    return bool(getattr(model, "jit_compile", False)) and not model.run_eagerly
+
+
+@contextlib.contextmanager
+def without_jit(model: Any) -> Iterator[None]:
+    """Inside, ``is_jitted`` is false; what was traced before is not forgotten."""
+    previous = model._jit_compile
+    set_attribute(model, "_jit_compile", False)
+    try:
+        yield
+    finally:
+        set_attribute(model, "_jit_compile", previous)
+
+
 def steps_on_iterator(model: Any, step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """JAX: a train function for the epoch loop around ``step(state, data)``, with ``steps_per_execution``."""
     return model._make_function(step)

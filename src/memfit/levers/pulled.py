@@ -8,7 +8,7 @@ from typing import Any
 
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
-from memfit.levers import optimizer_state, precision, remat
+from memfit.levers import optimizer_state, precision, remat, without_xla
 from memfit.records import Levers
 
 
@@ -36,7 +36,9 @@ def pulled(model: Any, levers: Levers, backend: Backend, *, trains: bool = False
         ...     pass
     """
     with contextlib.ExitStack() as stack:
-        # The optimizer first, as float16 scales the loss around it; segments last: they are traced with their dtypes.
+        if levers.xla_off:
+            stack.enter_context(without_xla.attached(model, backend))
+        # The optimizer next, as float16 scales the loss around it; segments last: they are traced with their dtypes.
         if levers.optimizer_state is not None:
             stack.enter_context(optimizer_state.attached(model, levers.optimizer_state, backend, trains=trains))
         if levers.precision is not None:

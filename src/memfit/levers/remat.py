@@ -104,10 +104,6 @@ def attached(model: Any, remat: Remat, backend: Backend) -> Iterator[None]:
         yield
 
 
-def _compiles(model: Any) -> bool:
-    return bool(getattr(model, "jit_compile", False)) and not model.run_eagerly
-
-
 def _check(remat: Remat, number: int, what: str) -> None:
     positions = [place for segment in remat.segments for place in (segment.start, segment.stop)]
     if positions != sorted(positions) or any(s.start >= s.stop for s in remat.segments):
@@ -161,7 +157,7 @@ def _graph_call(model: Any, functional: Any, remat: Remat, backend: Backend) -> 
             return type(model).call(model, inputs, training=training, mask=mask, **context)
         values = dict(zip(graph.inputs, graph.entered(inputs, mask), strict=True))
         for piece in pieces:
-            _run(piece, values, compiled=_compiles(model))
+            _run(piece, values, compiled=keras_seam.is_jitted(model))
         return graph.left([values[number] for number in graph.outputs])
 
     return [(model, call)]
@@ -250,6 +246,6 @@ def _block_call(model: Any, block: Any, backend: Backend) -> Callable[..., Any]:
             again, keywords = keras.tree.pack_sequence_as(structure, values)
             return plain(*again, **keywords)
 
-        return segment(function, flat, compiled=_compiles(model))
+        return segment(function, flat, compiled=keras_seam.is_jitted(model))
 
     return call

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import tensorflow as tf
+
 from memfit.backends.around import Around, Wrapper
 from memfit.backends.half_precision import HalfPrecision
 from memfit.backends.host_bound import HostBound
@@ -13,6 +15,12 @@ from memfit.backends.on_tensorflow import analysis, bound, litert, memory, oom, 
 from memfit.backends.on_tensorflow.around import TensorFlowAround
 from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
+
+_WITHOUT_XLA = -0.1
+"""On a CPU a step took 0.2 to 0.6 of its time under XLA (benchmarks/planning.py --xla); that much is not counted on."""
+
+_WITHOUT_XLA_ON_DEVICE = 0.3
+"""Not measured: XLA fuses what a GPU is slow at, many small kernels."""
 
 
 class _TensorFlow:
@@ -66,7 +74,8 @@ class _TensorFlow:
         return precision.of_devices()
 
     def step_costs(self) -> StepCosts:
-        return StepCosts(recomputation=0.4, part_seconds=1e-3, layer_seconds=2e-4, efficiency=0.5)
+        without_xla = _WITHOUT_XLA_ON_DEVICE if tf.config.get_visible_devices("GPU") else _WITHOUT_XLA
+        return StepCosts(0.4, part_seconds=1e-3, layer_seconds=2e-4, efficiency=0.5, without_xla=without_xla)
 
     def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> Any:
         return slots.update_in_chunks(update, gradient, chunks, after=after)

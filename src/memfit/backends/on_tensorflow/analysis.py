@@ -82,10 +82,13 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
 
 
 def compiling_bytes(model: Any) -> int:
-    """Host bytes that compiling the plain training step takes at the least; 0 where XLA is not asked for."""
+    """Host bytes that compiling the plain training step takes, guessed; 0 where XLA is not asked for.
+
+    No less than the margin of every compiled step, so that none is compiled where none would be said to fit.
+    """
     if not model.jit_compile or model.run_eagerly:
         return 0
-    return _LEAST_COMPILING + _COMPILING_LAYER * len(keras_seam.flat_layers(model))
+    return max(_XLA_COMPILING, _LEAST_COMPILING + _COMPILING_LAYER * len(keras_seam.flat_layers(model)))
 
 
 def _on_host(model: Any, program: Program, argument_sizes: list[int]) -> Estimate:
