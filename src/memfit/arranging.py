@@ -262,7 +262,8 @@ class Arrangements:
             return micro_batch.Separability(
                 None, None, "there is no room to test whether the model treats samples apart"
             )
-        with shown("testing on a tiny batch whether the model treats samples apart", quiet=self._request.quiet):
+        text = "testing on a tiny batch whether the model treats samples apart"
+        with shown(text, quiet=self._request.quiet), self.prediction.testing():
             return micro_batch.separability(self._model, sample, self._backend)
 
     def _sample(self, fewest: int) -> Any | None:
@@ -274,7 +275,8 @@ class Arrangements:
         one = max(1.0, (step - _UPDATE * gradients) / (self._batches.batch_size or 1))
         if _RESULTS * gradients + fewest * one > room:
             return None
-        return self._batches.sample(min(micro_batch.SAMPLES, max(fewest, int(_TEST_SHARE * room / one))))
+        most = fewest if self._backend.keeps_freed(self._model) else int(_TEST_SHARE * room / one)
+        return self._batches.sample(min(micro_batch.SAMPLES, max(fewest, most)))
 
     def _split(self, size: int) -> Split:
         return dataclasses.replace(self.separability().split or Split(1), micro_batch_size=size)
@@ -365,7 +367,8 @@ class Arrangements:
             )
         if splits:
             split = self._split(min(micro_batch.PART, keras_seam.flatten(sample)[0].shape[0] - 1))
-        with shown("comparing the plan with the plain step on a tiny batch", quiet=self._request.quiet):
+        text = "comparing the plan with the plain step on a tiny batch"
+        with shown(text, quiet=self._request.quiet), self.prediction.testing():
             return verified(self._model, sample, computing, split, backend=self._backend)
 
     def _could_allow(self, ceiling: int, *, tested: bool = True) -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from memfit.backends import keras_seam
@@ -21,6 +22,12 @@ from memfit.reporting.console import shown
 WEAK_MARGIN = 0.25
 """An analysis whose margin is a larger share of its bytes than this is to be confirmed by a trial."""
 
+
+_USED_AGAIN = 0.5
+"""Of what tests of the smallest batch leave with the process, what steps are sure to use: all of it was seen, and about half
+after tests of larger batches."""
+
+_NOTHING = Estimate(0, 0, "")
 
 _FORWARD_FACTOR = 3
 """A forward pass holds about so many times its two largest layer outputs."""
@@ -74,6 +81,7 @@ class Predictions:
         self._queued = queued
         self._reading = reading
         self.caution = caution
+        self._left_by_tests = 0
         self._analyses: dict[tuple[Split | None, Levers], Estimate | None] = {}
         self._held = peak.holdings(model, spec)
         self._correction_key = cache.correction_key(model, backend)
@@ -201,7 +209,7 @@ class Predictions:
 
     def idle(self) -> int:
         """What the process will hold between steps, margin included."""
-        return self._on_top_of_base(Estimate(0, 0, "")).upper
+        return self._on_top_of_base(_NOTHING).upper
 
     def forward_batch_size(self, kind: StepKind, batch_size: int, ceiling: int) -> tuple[int, Estimate | None]:
         """The largest batch of a step without gradients that fits, up to a size; 0 where not even one sample does.
@@ -242,4 +250,17 @@ class Predictions:
 
     def _on_top_of_base(self, step: Estimate) -> Estimate:
         waiting = self._queued * self._held.inputs + self._reading
-        return peak.on_top_of_now(step, waiting=waiting, backend=self._backend).cautious(self.caution)
+        found = peak.on_top_of_now(step, waiting=waiting, backend=self._backend).cautious(self.caution)
+        return dataclasses.replace(found, bytes=found.bytes - min(self._left_by_tests, step.bytes))
+
+    @contextlib.contextmanager
+    def testing(self) -> Iterator[None]:
+        """Around a test of the model on a tiny batch: what it leaves with the process is what a step takes first."""
+        before = self._on_top_of_base(_NOTHING).bytes
+        try:
+            yield
+        finally:
+            if self._backend.keeps_freed(self._model):
+                self._backend.release()
+                left = self._on_top_of_base(_NOTHING).bytes - before
+                self._left_by_tests += max(0, int(_USED_AGAIN * left))

@@ -120,6 +120,21 @@ def test_the_machines_own_memory_is_planned_up_to_a_narrower_margin_than_a_budge
     assert smaller.plan.levers == asked.levers, "not less than what the whole margin asks for"
 
 
+def test_what_tests_leave_with_the_process_is_reckoned_with_once_where_steps_use_it() -> None:
+    model = normalized(blocks=1)
+    spec = (TensorSpec((BATCH, *SHAPE), "float32"), TensorSpec((BATCH,), "int32"), None)
+    backend = backends.current()
+    memfit.profile(model, X, Y, batch_size=BATCH)
+    prediction = Predictions(model, spec, backend, quiet=True)
+    before, left = prediction.peak(None), []
+    with prediction.testing():
+        left.append(np.ones(2**26, "uint8"))
+    counted = prediction.peak(None).bytes - before.bytes
+    expected = 2**25 if backend.keeps_freed(model) else 2**26
+    assert counted == pytest.approx(expected, abs=2**23)
+    assert left
+
+
 def test_a_plan_goes_through_json_and_is_followed() -> None:
     plain, ours = normalized(), normalized()
     plan = memfit.plan(ours, X, Y, **RUN, budget=between(ours))

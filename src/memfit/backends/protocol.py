@@ -91,6 +91,9 @@ class Backend(Protocol):
     def release(self) -> None:
         """Gives cached memory back to the system, as far as the framework can."""
 
+    def keeps_freed(self, model: Any) -> bool:
+        """Whether what a step gives back stays with the process, where ``release`` does not reach it, and serves the next."""
+
     def host_bound(self, most_bytes: int) -> HostBound:
         """What makes allocations fail that would take this process above a number of anonymous resident bytes.
 

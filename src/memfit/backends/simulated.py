@@ -69,6 +69,9 @@ class SimulatedBackend:
         finally:
             self.total_bytes = before
 
+    def keeps_freed(self, model: Any) -> bool:
+        return False
+
     def host_bound(self, most_bytes: int) -> HostBound:
         raise NotImplementedError("a failed allocation in host memory is not survived")
 

@@ -32,6 +32,9 @@ class _Jax:
     def release(self) -> None:
         memory.release()
 
+    def keeps_freed(self, model: Any) -> bool:
+        return False
+
     def host_bound(self, most_bytes: int) -> HostBound:
         raise NotImplementedError("a failed allocation in host memory is not survived")
 

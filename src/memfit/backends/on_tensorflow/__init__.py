@@ -40,6 +40,9 @@ class _TensorFlow:
     def release(self) -> None:
         memory.release()
 
+    def keeps_freed(self, model: Any) -> bool:
+        return memory.device_memory() is None and not model.jit_compile and not model.run_eagerly
+
     def host_bound(self, most_bytes: int) -> HostBound:
         raise NotImplementedError("a failed allocation in host memory is not survived")
 

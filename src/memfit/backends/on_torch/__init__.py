@@ -35,6 +35,9 @@ class _Torch:
     def bounds_host(self) -> bool:
         return memory.device_type() == "cpu" and HostBound.is_possible()
 
+    def keeps_freed(self, model: Any) -> bool:
+        return False
+
     def host_bound(self, most_bytes: int) -> HostBound:
         memory.start_threads()
         return HostBound(most_bytes)
