@@ -8,28 +8,25 @@ from typing import Any
 
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
-from memfit.errors import DoesNotFitError
-from memfit.levers import allowed, micro_batch, remat
+from memfit.errors import DoesNotFitError, OutOfMemoryError
+from memfit.levers import allowed, micro_batch, remat, rungs
 from memfit.levers.verification import Verification, verified
-from memfit.planning import fastest, planner
-from memfit.planning.fastest import Found, Option
+from memfit.planning import attempt, fastest, planner
+from memfit.planning.attempt import Attempt
+from memfit.planning.fastest import Found, Option, Search
 from memfit.predicting import Predictions
 from memfit.profiling.batches import Batches
-from memfit.profiling.rate import matrix_rate, page_seconds
+from memfit.profiling.peak import RUNTIME_RESERVE
+from memfit.profiling.rate import matrix_rate
 from memfit.records import Budget, Estimate, Levers, Plan, Profile, Remat, Split
-from memfit.reporting.console import shown
+from memfit.reporting.console import say, shown
 from memfit.units import GIB, MIB, text
 
 _WORTH = 0.02
 """A further option is analysed where it may save this share of a step's time."""
 
-_RUNGS = 8
-
 _HALF = 0.5
 """What half precision leaves of a step's activations at the least."""
-
-_FASTEST = 0.5
-"""The time of a step is never reckoned to be a smaller share of the plain step's."""
 
 _UNKNOWN_PART = 0.02
 """What a part is said to add to the time of a step where the model's operations cannot be counted."""
@@ -65,6 +62,8 @@ class Request:
         probe: Whether a trial in a child process confirms the plan; None where the analysis is weak.
         quiet: Whether to show nothing while it takes long.
         validation_batch_size: Samples of a validation step, where another number than the training step's was asked for.
+        attempt: Told what is attempted although it is not predicted to fit, before anything of it begins; None where the
+            process ends for good if that fails, so that it is refused.
     """
 
     budget: Budget
@@ -74,6 +73,7 @@ class Request:
     probe: bool | None = None
     quiet: bool = False
     validation_batch_size: int | None = None
+    attempt: Attempt | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +108,9 @@ class Arrangements:
         self._request = request
         self._backend = backend
         self._dropped: list[str] = []
+        self._disproved: set[Levers] = set()
+        self._attempts: list[str] = []
+        self._begun: str | None = None
         self.prediction = Predictions(
             model, batches.spec, backend, quiet=request.quiet, queued=batches.queued, reading=batches.reading
         )
@@ -119,26 +122,37 @@ class Arrangements:
         """The fastest arrangement that fits, verified on the model where it is not the plain step.
 
         Args:
-            ceiling: Bytes that its peak may reach, margin included; the budget's where left out.
+            ceiling: Bytes that its peak may reach, margin included; the budget's where left out, where the smallest
+                arrangement is attempted if nothing is predicted to fit and the request allows that.
 
         Raises:
             DoesNotFitError: Nothing does.
+            OutOfMemoryError: Memory ran out before the first step of an attempt.
         """
-        budget = self._request.budget
-        ceiling = budget.limiting_bytes if ceiling is None else ceiling
-        self._refuse_uncompiled(ceiling)
+        attempts = self._request.attempt if ceiling is None else None
+        try:
+            return self._fastest(self._request.budget.limiting_bytes if ceiling is None else ceiling, attempts)
+        except Exception as error:
+            if self._begun is None or isinstance(error, DoesNotFitError) or not self._backend.is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"Memory ran out before the first step of an attempt ({self._begun}): {error}"
+            ) from error
+
+    def _fastest(self, ceiling: int, attempts: Attempt | None) -> Decision:
+        self._refuse_uncompiled(ceiling, attempts)
         whole = self.prediction.peak(None)
         profile = self.prediction.profile(whole)
         validation = self.validation_batch_size(ceiling)
         if whole.upper <= ceiling:
             reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
-            plan = planner.plain(self._batches.batch_size, budget, whole, reason)
+            plan = planner.plain(self._batches.batch_size, self._request.budget, whole, reason)
             plan = dataclasses.replace(plan, validation_batch_size=validation)
-            return Decision(plan, profile=profile, arrangements=self, planned=profile)
-        plan, split = self._under(ceiling, whole, profile)
+            return Decision(plan, profile=profile, findings=self._tried(), arrangements=self, planned=profile)
+        plan, split = self._under(ceiling, whole, profile, attempts)
         plan = dataclasses.replace(plan, validation_batch_size=validation)
         finding = self.separability() if split is not None else None
-        findings = () if finding is None else (("separability", finding.reason),)
+        findings = (*self._tried(), *(() if finding is None else [("separability", finding.reason)]))
         kept = {} if plan.levers.remat is None else remat.held_shares(self._chain(), plan.levers.remat)
         planned = self.prediction.planned(profile, plan, kept)
         return Decision(plan, split, profile, findings, arrangements=self, planned=planned)
@@ -149,27 +163,24 @@ class Arrangements:
         fits, _ = self.prediction.forward_batch_size("test", wanted, ceiling)
         return None if fits >= wanted else max(1, fits)
 
-    def _under(self, ceiling: int, whole: Estimate, profile: Profile) -> tuple[Plan, Split | None]:
+    def _under(
+        self, ceiling: int, whole: Estimate, profile: Profile, attempts: Attempt | None
+    ) -> tuple[Plan, Split | None]:
         """The plan under a ceiling that the plain step is above, and its split."""
         batch_size, part_time = self._batches.batch_size or 1, self._part_time()
-        self._refuse_untested(ceiling, whole, profile)
         while True:
-            search = fastest.search(
-                self._options(),
-                batch_size,
-                predict=self._predicted,
-                ceiling=ceiling,
-                part_time=part_time,
-                splits=batch_size > 1 and self._may_split,
-                guess=functools.partial(self._guessed, whole),
-                worth=_WORTH,
-            )
+            search, tested = self._untested(ceiling, whole, profile, part_time), False
+            if search is None:
+                search, tested = self._search(ceiling, whole, part_time), True
             if search.fastest is None:
-                raise DoesNotFitError(self._refusal(search.smallest, ceiling, profile))
+                refusal = self._refusal(search.smallest, ceiling, profile, tested=tested)
+                search = self._attempted(search, ceiling, refusal, attempts)
+            assert search.fastest is not None
             proof = self._proof(search.fastest)
             if proof.agrees:
                 break
             self._dropped.append(proof.reason)
+            self._disproved.add(dataclasses.replace(search.fastest.option.key, own_pages=False))
         plan = planner.arranged(batch_size, self._request.budget, whole, search)
         split = None if plan.micro_batch_size is None else self._split(plan.micro_batch_size)
         plan = plan.because(*self._dropped, proof.reason, *self._could_allow(ceiling))
@@ -179,11 +190,57 @@ class Arrangements:
         self.prediction.prepare(split, plan.levers)
         return dataclasses.replace(plan, exact=exact), split
 
-    def _refuse_uncompiled(self, ceiling: int) -> None:
+    def _search(self, ceiling: int, whole: Estimate, part_time: float) -> Search[Levers]:
+        batch_size = self._batches.batch_size or 1
+        return fastest.search(
+            self._options(),
+            batch_size,
+            predict=self._predicted,
+            ceiling=ceiling,
+            part_time=part_time,
+            splits=batch_size > 1 and self._may_split,
+            guess=functools.partial(self._guessed, whole),
+            worth=_WORTH,
+        )
+
+    def _attempted(
+        self, search: Search[Levers], ceiling: int, refusal: str, attempts: Attempt | None
+    ) -> Search[Levers]:
+        """The search with the smallest arrangement that may be attempted in the place of one that fits.
+
+        Raises:
+            DoesNotFitError: Attempts are not allowed, or predictions rule them out.
+        """
+        batch_size, asked = self._batches.batch_size or 1, search.refused
+        while attempts is not None:
+            smallest = attempt.smallest(asked, ceiling)
+            if smallest is None:
+                break
+            self._begin(attempts, planner.pulled_text(smallest, batch_size))  # the test takes memory as well
+            if smallest.size >= batch_size or self._may_split:
+                self._tell(attempt.step_sentence(smallest, batch_size, ceiling))
+                others = tuple(found for found in asked if found != smallest)
+                return dataclasses.replace(search, fastest=smallest, refused=others)
+            asked = tuple(found for found in asked if found.size >= batch_size)
+        raise DoesNotFitError(refusal)
+
+    def _begin(self, attempts: Attempt, what: str) -> None:
+        attempts(what)
+        self._begun = what
+
+    def _tell(self, sentence: str) -> None:
+        """Says before an attempt that it is one."""
+        say(f"memfit: {sentence}", quiet=self._request.quiet)
+        self._attempts.append(sentence)
+
+    def _tried(self) -> tuple[tuple[str, str], ...]:
+        return tuple(("attempt", sentence) for sentence in self._attempts)
+
+    def _refuse_uncompiled(self, ceiling: int, attempts: Attempt | None) -> None:
         """Says no before the compiler is what the process is killed for.
 
         Raises:
-            DoesNotFitError: There is less room than the compiler takes.
+            DoesNotFitError: There is less room than the compiler takes, and that it compiles is not to be attempted.
         """
         if self._backend.device_memory() is not None or ceiling - self.prediction.idle() > _ROOM_TO_COMPILE:
             return
@@ -191,25 +248,28 @@ class Arrangements:
         idle = self.prediction.idle()  # asked now, as the guess has made the backend forget programs
         room = ceiling - idle
         if compiling and compiling > room:
-            raise DoesNotFitError(
+            refusal = (
                 f"Training does not fit: compiling its step takes about {text(compiling)}, the budget of {text(ceiling)} "
                 f"leaves {text(max(0, room))}, and the step itself may take more. The smallest budget that would do is above "
                 f"{text(idle + compiling)}. {self._consumers(self.prediction.profile(self.prediction.crude()))} The batch size "
                 "does not matter to the compiler: take a larger budget, or a model of fewer layers."
             )
+            # What is held is predicted with a margin as well.
+            if attempts is None or attempt.is_compiling_ruled_out(compiling, room + 2 * RUNTIME_RESERVE):
+                raise DoesNotFitError(refusal)
+            self._begin(attempts, "compiling its step")
+            self._tell(attempt.compiling_sentence(compiling, room))
 
-    def _refuse_untested(self, ceiling: int, whole: Estimate, profile: Profile) -> None:
-        """Says no before anything runs on the model, where the room is small and no arrangement would fit.
+    def _untested(self, ceiling: int, whole: Estimate, profile: Profile, part_time: float) -> Search[Levers] | None:
+        """What is known before anything runs on the model, where the room is small and no arrangement would fit; else None.
 
         The tests of separability and of the plan hold two or three times the gradients: under a budget that allows no plan
         they would be what the process is killed for. Whole batches are asked about as well: a split step holds sums of
-        gradients beside its activations, so that it can be the larger one.
-
-        Raises:
-            DoesNotFitError: Neither single samples, were the split exact, nor the whole batch would fit.
+        gradients beside its activations, so that it can be the larger one. None where single samples, were the split exact,
+        or the whole batch would fit.
         """
         if ceiling - self.prediction.idle() > _SAFE_TEST * profile.gradients + _SAFE_ROOM:
-            return
+            return None
         plain, *others = sorted(self._options(), key=lambda option: (bool(option.key), option.time))
         batch_size = self._batches.batch_size or 1
         asked = [Found(plain, batch_size, whole, plain.time)]
@@ -217,11 +277,11 @@ class Arrangements:
             for option in some:
                 split = Split(size) if size < batch_size else None
                 if self._guessed(whole, option.key, size) <= ceiling:
-                    asked.append(Found(option, size, self.prediction.peak(split, option.key), option.time))
-                    if asked[-1].peak.upper <= ceiling:
-                        return
-        least = min(asked, key=lambda found: found.peak.upper)
-        raise DoesNotFitError(self._refusal(least, ceiling, profile, tested=False))
+                    step = self.prediction.peak(split, option.key)
+                    if step.upper <= ceiling:
+                        return None
+                    asked.append(Found(option, size, step, option.time + part_time * (batch_size // size - 1)))
+        return Search(None, min(asked, key=lambda found: found.peak.upper), tuple(asked))
 
     def _part_time(self) -> float:
         """What each part after the first adds to the time of a step, relative to the plain step."""
@@ -264,21 +324,14 @@ class Arrangements:
             for inexact in self._inexact()
             for rung, time in self._rungs()
             for own, more in pages
+            if dataclasses.replace(inexact.levers, remat=rung) not in self._disproved
         ]
 
     def _rungs(self) -> list[tuple[Remat | None, float]]:
         """What may be recomputed, and the time of a step relative to the plain one."""
-        rungs: list[tuple[Remat | None, float]] = [(None, 1.0)]
         if self._dropped or remat.blocked_reason(self._model) is not None:
-            return rungs
-        chain, costs = self._chain(), self._backend.step_costs()
-        pages = page_seconds() if costs.fresh_pages else 0.0
-        faulting = costs.faulting(chain.cost, activations=chain.plain_bytes, rate=matrix_rate(), page_seconds=pages)
-        for rung in remat.ladder(chain, _RUNGS):
-            again = remat.recomputation(chain, rung) / max(chain.cost, 1e-9)
-            kept = remat.peak_bytes(chain, rung) / max(1, chain.plain_bytes)
-            rungs.append((rung, max(_FASTEST, costs.recomputed(again, kept=kept, faulting=faulting))))
-        return rungs
+            return [(None, 1.0)]
+        return [(None, 1.0), *rungs.timed(self._chain(), self._backend.step_costs())]
 
     def _predicted(self, levers: Levers, size: int) -> Estimate:
         whole = size >= (self._batches.batch_size or 1)

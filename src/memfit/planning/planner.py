@@ -29,13 +29,13 @@ def arranged(batch_size: int, budget: Budget, whole: Estimate, search: Search[Le
     reasons = [
         f"the plain step on {batch_size} samples would need {text(whole.upper)} of {text(budget.limiting_bytes)}"
     ]
-    reasons.append(f"{_pulled_text(best, batch_size)}: needs {text(best.peak.upper)} at most")
+    reasons.append(f"{pulled_text(best, batch_size)}: needs {text(best.peak.upper)} at most")
     for found in search.slower[:_REJECTED_NAMED]:
-        reasons.append(f"{_pulled_text(found, batch_size)}: fits too, but would take {found.time:.2f} times as long")
+        reasons.append(f"{pulled_text(found, batch_size)}: fits too, but would take {found.time:.2f} times as long")
     if search.refused:
         least = min(search.refused, key=lambda found: found.peak.upper)
         others = "" if len(search.refused) == 1 else f", the least of {len(search.refused)} refused"
-        reasons.append(f"{_pulled_text(least, batch_size)}: does not fit, needs {text(least.peak.upper)}{others}")
+        reasons.append(f"{pulled_text(least, batch_size)}: does not fit, needs {text(least.peak.upper)}{others}")
     return Plan(
         batch_size=batch_size,
         micro_batch_size=None if best.size >= batch_size else best.size,
@@ -51,12 +51,13 @@ def refusal(smallest: Found[Levers], batch_size: int, ceiling: int) -> str:
     """Why nothing fits, from the smallest arrangement that was asked about."""
     need = text(smallest.peak.upper)
     return (
-        f"Training does not fit: {_pulled_text(smallest, batch_size)} needs {need}, the budget is {text(ceiling)}. "
+        f"Training does not fit: {pulled_text(smallest, batch_size)} needs {need}, the budget is {text(ceiling)}. "
         f"The smallest budget that would do is {need}."
     )
 
 
-def _pulled_text(found: Found[Levers], batch_size: int) -> str:
+def pulled_text(found: Found[Levers], batch_size: int) -> str:
+    """An arrangement in words."""
     levers = found.option.key
     if found.size >= batch_size:
         return f"the whole batch with {levers.text}" if levers else "the whole batch"
