@@ -9,7 +9,7 @@ from typing import Any
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
 from memfit.errors import DoesNotFitError, OutOfMemoryError
-from memfit.levers import allowed, micro_batch, remat, rungs
+from memfit.levers import allowed, apart, micro_batch, remat, rungs
 from memfit.levers.verification import Verification, verified
 from memfit.planning import attempt, fastest, planner
 from memfit.planning.attempt import Attempt
@@ -176,7 +176,7 @@ class Arrangements:
                 refusal = self._refusal(search.smallest, ceiling, profile, tested=tested)
                 search = self._attempted(search, ceiling, refusal, attempts)
             assert search.fastest is not None
-            proof = self._proof(search.fastest)
+            proof = self._proof(search.fastest, tested=tested)
             if proof.agrees:
                 break
             self._dropped.append(proof.reason)
@@ -248,12 +248,8 @@ class Arrangements:
         idle = self.prediction.idle()  # asked now, as the guess has made the backend forget programs
         room = ceiling - idle
         if compiling and compiling > room:
-            refusal = (
-                f"Training does not fit: compiling its step takes about {text(compiling)}, the budget of {text(ceiling)} "
-                f"leaves {text(max(0, room))}, and the step itself may take more. The smallest budget that would do is above "
-                f"{text(idle + compiling)}. {self._consumers(self.prediction.profile(self.prediction.crude()))} The batch size "
-                "does not matter to the compiler: take a larger budget, or a model of fewer layers."
-            )
+            profile = self.prediction.profile(self.prediction.crude())
+            refusal = planner.refusal_to_compile(compiling, ceiling, idle, profile.consumers)
             # What is held is predicted with a margin as well.
             if attempts is None or attempt.is_compiling_ruled_out(compiling, room + 2 * RUNTIME_RESERVE):
                 raise DoesNotFitError(refusal)
@@ -268,7 +264,7 @@ class Arrangements:
         gradients beside its activations, so that it can be the larger one. None where single samples, were the split exact,
         or the whole batch would fit.
         """
-        if ceiling - self.prediction.idle() > _SAFE_TEST * profile.gradients + _SAFE_ROOM:
+        if not self._is_small(ceiling):
             return None
         plain, *others = sorted(self._options(), key=lambda option: (bool(option.key), option.time))
         batch_size = self._batches.batch_size or 1
@@ -294,7 +290,13 @@ class Arrangements:
     def _may_split(self) -> bool:
         return self.separability().split is not None or "inexact_micro_batch" in self._request.allow
 
+    def _is_small(self, ceiling: int) -> bool:
+        """Whether there is so little room that testing the model may be what does not fit."""
+        return ceiling - self.prediction.idle() <= _SAFE_TEST * self.prediction.gradients + _SAFE_ROOM
+
     def _separability(self) -> micro_batch.Separability:
+        if self._is_small(self._request.budget.limiting_bytes) and apart.is_apart(self._model):
+            return micro_batch.Separability(Split(1), None, apart.REASON)
         sample = self._sample(micro_batch.FEWEST)
         if sample is None:
             return micro_batch.Separability(
@@ -353,15 +355,18 @@ class Arrangements:
         step = whole.fixed + share * max(0, whole.upper - idle - whole.fixed)
         return int(idle - allowed.saved_bytes(self._model, levers) + _OPTIMISM * step)
 
-    def _proof(self, found: Found[Levers]) -> Verification:
-        """The comparison with the plain step; of micro-batches alone the test of separability is the proof."""
+    def _proof(self, found: Found[Levers], *, tested: bool) -> Verification:
+        """The comparison with the plain step; of micro-batches alone the test of separability is the proof.
+
+        An attempt in a room too small for any test is not compared: the comparison takes more than what is attempted.
+        """
         computing = dataclasses.replace(found.option.key, own_pages=False)
         if not computing:
             finding = self.separability()
             return Verification(True, finding.difference, finding.reason)
         # Where parts differ from the whole by what the user allowed, the other levers are compared alone.
         splits = found.size < (self._batches.batch_size or 1) and self.separability().split is not None
-        sample, split = self._sample(micro_batch.FEWEST if splits else 1), None
+        sample, split = self._sample(micro_batch.FEWEST if splits else 1) if tested else None, None
         if sample is None and (splits or dataclasses.replace(computing, optimizer_state=None)):
             return Verification(
                 True, None, "not compared with the plain step: there is no room for one of a tiny batch"
@@ -389,9 +394,5 @@ class Arrangements:
         blocked = remat.blocked_reason(self._model)
         if blocked is not None:
             sentences.append(f"Nothing can be recomputed: {blocked}.")
-        sentences.append(f"{self._consumers(profile)} Take a smaller batch_size or a smaller model.")
+        sentences.append(f"{planner.consumers_text(profile.consumers)} Take a smaller batch_size or a smaller model.")
         return " ".join(sentences)
-
-    @staticmethod
-    def _consumers(profile: Profile) -> str:
-        return f"The largest consumers: {planner.consumers_text(profile.consumers)}."

@@ -75,7 +75,8 @@ def fit(
     Raises:
         ArgumentError: An argument cannot work; the model is untouched.
         BudgetError: The budget is not positive, cannot be read, or is more than the machine has.
-        DoesNotFitError: No plan fits the budget; raised before any training.
+        DoesNotFitError: No plan fits the budget; raised before any training, or under a supervisor (`memfit run`,
+            ``isolate``) after one attempt of what was not ruled out. The model is as it was.
         OutOfMemoryError: Training ran out of memory and no smaller plan was left.
         SnapshotError: The snapshots in the folder are of another model, call or version, or cannot be read.
         WorkerError: With ``isolate``: the model or an argument cannot be sent, or the worker ended without a result.

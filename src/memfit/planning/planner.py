@@ -56,6 +56,16 @@ def refusal(smallest: Found[Levers], batch_size: int, ceiling: int) -> str:
     )
 
 
+def refusal_to_compile(compiling: int, ceiling: int, idle: int, consumers: tuple[Consumer, ...]) -> str:
+    """Why there is no room for the compiler, from the guess of what it takes and what is held beside it."""
+    return (
+        f"Training does not fit: compiling its step takes about {text(compiling)}, the budget of {text(ceiling)} leaves "
+        f"{text(max(0, ceiling - idle))}, and the step itself may take more. The smallest budget that would do is above "
+        f"{text(idle + compiling)}. {consumers_text(consumers)} The batch size does not matter to the compiler: take a larger "
+        "budget, or a model of fewer layers."
+    )
+
+
 def pulled_text(found: Found[Levers], batch_size: int) -> str:
     """An arrangement in words."""
     levers = found.option.key
@@ -67,6 +77,7 @@ def pulled_text(found: Found[Levers], batch_size: int) -> str:
 
 
 def consumers_text(consumers: tuple[Consumer, ...]) -> str:
-    """The largest holders of memory in one line."""
+    """The largest holders of memory in one sentence."""
     largest = consumers[:_CONSUMERS_NAMED]
-    return ", ".join(f"{c.name} ({c.kind}) {text(c.bytes)}" for c in largest if c.bytes)
+    named = ", ".join(f"{c.name} ({c.kind}) {text(c.bytes)}" for c in largest if c.bytes)
+    return f"The largest consumers: {named}."
