@@ -216,7 +216,7 @@ class Arrangements:
             smallest = attempt.smallest(asked, ceiling)
             if smallest is None:
                 break
-            self._begin(attempts, planner.pulled_text(smallest, batch_size))  # the test takes memory as well
+            self._begin(attempts, planner.pulled_text(smallest, batch_size), refusal)  # the test takes memory as well
             if smallest.size >= batch_size or self._may_split:
                 self._tell(attempt.step_sentence(smallest, batch_size, ceiling))
                 others = tuple(found for found in asked if found != smallest)
@@ -224,8 +224,8 @@ class Arrangements:
             asked = tuple(found for found in asked if found.size >= batch_size)
         raise DoesNotFitError(refusal)
 
-    def _begin(self, attempts: Attempt, what: str) -> None:
-        attempts(what)
+    def _begin(self, attempts: Attempt, what: str, refusal: str) -> None:
+        attempts(what, refusal)
         self._begun = what
 
     def _tell(self, sentence: str) -> None:
@@ -253,7 +253,7 @@ class Arrangements:
             # What is held is predicted with a margin as well.
             if attempts is None or attempt.is_compiling_ruled_out(compiling, room + 2 * RUNTIME_RESERVE):
                 raise DoesNotFitError(refusal)
-            self._begin(attempts, "compiling its step")
+            self._begin(attempts, "compiling its step", refusal)
             self._tell(attempt.compiling_sentence(compiling, room))
 
     def _untested(self, ceiling: int, whole: Estimate, profile: Profile, part_time: float) -> Search[Levers] | None:

@@ -84,8 +84,7 @@ class Session:
         except FileNotFoundError:
             return Limit()
         may_fail = bool(limits["may_fail"])
-        attempt = may_fail and not has_failed_attempt(call)
-        return Limit(**{**limits["calls"].get(call.name, {}), "may_fail": may_fail, "attempt": attempt})
+        return Limit(**{**limits["calls"].get(call.name, {}), "may_fail": may_fail, "attempt": may_fail})
 
 
 _current: Session | None = None
@@ -133,25 +132,30 @@ def supervised(session: Session, call: Path, run: Run) -> Any:
     report = getattr(history, "memfit", None)
     if report is not None and not (call / REPORT).exists():
         write(call / REPORT, json.loads(report.to_json()))
-    (call / PLAN).unlink(missing_ok=True)
+    for name in (PLAN, ATTEMPT):
+        (call / name).unlink(missing_ok=True)
     return history
 
 
 def _run(call: Path, run: Run, limit: Limit) -> Any:
     attempted = _attempt(call)
+    if attempted is not None and has_failed_attempt(call):
+        # Not planned again: that takes memory just where there was too little.
+        raise DoesNotFitError(_attempted_text(attempted["refusal"], attempted["what"]))
     try:
         return _run_limited(call, run, limit)
     except DoesNotFitError as refusal:
         if attempted is not None:
-            refusal.args = (
-                f"{refusal} It was attempted all the same, as the process is supervised ({attempted['what']}), and was ended "
-                "for want of memory.",
-            )
+            refusal.args = (_attempted_text(str(refusal), attempted["what"]),)
         raise
     except SnapshotError as error:
         print(f"memfit: {call.name} is trained anew: {error}", file=sys.stderr, flush=True)
         forget(call)
         return run(limit)
+
+
+def _attempted_text(refusal: str, what: str) -> str:
+    return f"{refusal} It was attempted all the same, as the process is supervised ({what}), and was ended for want of memory."
 
 
 def _run_limited(call: Path, run: Run, limit: Limit) -> Any:
@@ -181,14 +185,15 @@ def note_plan(call: Path, plan: Plan | None) -> None:
     write(call / PLAN, {"held": held, "plan": None if plan is None else json.loads(plan.to_json())})
 
 
-def note_attempt(call: Path, what: str) -> None:
+def note_attempt(call: Path, what: str, refusal: str) -> None:
     """Notes, before it begins, that what is not predicted to fit is attempted: a process is not spent on it twice in vain.
 
     Args:
         call: The folder of the call.
         what: The arrangement, in words.
+        refusal: Why nothing is predicted to fit.
     """
-    write(call / ATTEMPT, {"what": what, "snapshots": _snapshots(call)})
+    write(call / ATTEMPT, {"what": what, "refusal": refusal, "snapshots": _snapshots(call)})
 
 
 def has_failed_attempt(call: Path) -> bool:

@@ -13,8 +13,8 @@ from memfit.planning.planner import pulled_text
 from memfit.records import Estimate, Levers
 from memfit.units import text
 
-Attempt = Callable[[str], None]
-"""Told, in words, what is attempted, before it begins."""
+Attempt = Callable[[str, str], None]
+"""Told what is attempted, in words, and why nothing is predicted to fit, before it begins."""
 
 _COMPILING_FACTOR = 2.5
 """The guess of what compiling takes was seen to be up to so many times what it took."""

@@ -124,8 +124,8 @@ class Attempts(Script):
         call.mkdir(exist_ok=True)
         limit = session.Session(self.folder).limit(call)
         self.seen = [*getattr(self, "seen", []), (limit.attempt, limit.budget)]
-        if limit.attempt:
-            session.note_attempt(call, "one sample at a time")
+        if limit.attempt and not session.has_failed_attempt(call):
+            session.note_attempt(call, "one sample at a time", "It needs 2 GiB.")
         else:
             self.codes = [1]  # refused
         return super().run_once()
@@ -134,7 +134,7 @@ class Attempts(Script):
 def test_what_was_attempted_in_vain_is_started_once_more_to_be_refused(tmp_path: Path) -> None:
     script = Attempts(tmp_path, *[KILLED] * 9)
     assert script.supervised() == 1
-    assert script.seen == [(True, None), (False, None)]
+    assert script.seen == [(True, None), (True, None)]
     assert script.told[0].endswith("it is started again, as what was attempted does not fit, to say so")
 
 

@@ -86,7 +86,7 @@ def attempting(folder: Path, *, may_fail: bool = True, budget: int | None = None
         seen.append(limit)
         if not limit.attempt:
             raise DoesNotFitError("It needs 2 GiB.")
-        session.note_attempt(call, "one sample at a time")
+        session.note_attempt(call, "one sample at a time", "It needs 2 GiB.")
         raise KeyboardInterrupt  # stands for the kill
 
     try:
@@ -112,6 +112,13 @@ def test_an_attempt_that_got_on_is_attempted_again_from_there(tmp_path: Path) ->
         attempting(tmp_path)
 
 
+def test_an_attempt_that_is_done_is_no_attempt_any_more(tmp_path: Path) -> None:
+    attempting(tmp_path)
+    (tmp_path / "call-000" / "snapshot-00000001.npz").touch()
+    assert session.supervised(Session(tmp_path), tmp_path / "call-000", lambda limit: "history") == "history"
+    assert not (tmp_path / "call-000" / session.ATTEMPT).exists()
+
+
 def test_nothing_is_attempted_where_the_process_is_not_started_again(tmp_path: Path) -> None:
     with pytest.raises(DoesNotFitError) as refused:
         attempting(tmp_path, may_fail=False)
@@ -131,7 +138,7 @@ def test_a_refusal_of_the_attempt_itself_is_told_as_ever(tmp_path: Path) -> None
     (tmp_path / session.LIMITS).write_text(json.dumps({"calls": {}, "may_fail": True}))
 
     def run(limit: Limit) -> Any:
-        session.note_attempt(call, "compiling its step")
+        session.note_attempt(call, "compiling its step", "It needs 2 GiB.")
         raise DoesNotFitError("It needs 2 GiB.")
 
     with pytest.raises(DoesNotFitError) as refused:
