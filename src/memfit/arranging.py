@@ -8,29 +8,28 @@ from typing import Any
 
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
-from memfit.errors import DoesNotFitError
-from memfit.levers import allowed, micro_batch, remat, without_xla
+from memfit.errors import DoesNotFitError, OutOfMemoryError
+from memfit.levers import allowed, apart, micro_batch, remat, rungs, without_xla
 from memfit.levers.pulled import pulled
 from memfit.levers.verification import Verification, verified
-from memfit.planning import fastest, planner
-from memfit.planning.fastest import Found, Option
+from memfit.planning import attempt, fastest, planner
+from memfit.planning.attempt import Attempt
+from memfit.planning.compiling import CompiledPeaks
+from memfit.planning.fastest import Found, Option, Search
+from memfit.planning.request import Request
 from memfit.predicting import Predictions
 from memfit.profiling.batches import Batches
-from memfit.profiling.rate import matrix_rate, page_seconds
-from memfit.records import NO_LEVERS, Budget, Estimate, Levers, Plan, Profile, Remat, Split
-from memfit.reporting.console import shown
+from memfit.profiling.peak import RUNTIME_RESERVE
+from memfit.profiling.rate import matrix_rate
+from memfit.records import NO_LEVERS, Estimate, Levers, Plan, Profile, Remat, Split
+from memfit.reporting.console import say, shown
 from memfit.units import GIB, MIB, text
 
 _WORTH = 0.02
 """A further option is analysed where it may save this share of a step's time."""
 
-_RUNGS = 8
-
 _HALF = 0.5
 """What half precision leaves of a step's activations at the least."""
-
-_FASTEST = 0.5
-"""The time of a step is never reckoned to be a smaller share of the plain step's."""
 
 _UNKNOWN_PART = 0.02
 """What a part is said to add to the time of a step where the model's operations cannot be counted."""
@@ -50,39 +49,8 @@ _SAFE_ROOM = 192 * MIB
 _ROOM_TO_COMPILE = 2 * GIB
 """Where there is more room, no step is asked what compiling it takes."""
 
-_COMPILING_IN_PARTS = 2
-_COMPILING_RECOMPUTED = 4 / 3
-"""What compiling a step with XLA takes, of what the plain step's does: a program in parts has the model twice, before its loop
-and in it, and one that recomputes has a fourth pass beside the three of a step."""
-
 _OPTIMISM = 0.75
 """Of what a lever is guessed to leave of a step; what even this puts above the budget is not analysed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What was asked of the planner.
-
-    Attributes:
-        budget: What training may take.
-        allow: Levers that change the result and may be pulled.
-        micro_batch_size: Set by hand or by a plan; None to find it.
-        fixed: The plan to follow, where one was passed.
-        probe: Whether a trial in a child process confirms the plan; None where the analysis is weak.
-        quiet: Whether to show nothing while it takes long.
-        validation_batch_size: Samples of a validation step, where another number than the training step's was asked for.
-        bounded: Whether a step that takes more than the budget fails and is tried again smaller, so that margins may be
-            what is mostly enough.
-    """
-
-    budget: Budget
-    allow: frozenset[str]
-    micro_batch_size: int | None = None
-    fixed: Plan | None = None
-    probe: bool | None = None
-    quiet: bool = False
-    validation_batch_size: int | None = None
-    bounded: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +85,9 @@ class Arrangements:
         self._request = request
         self._backend = backend
         self._dropped: list[str] = []
+        self._disproved: set[Levers] = set()
+        self._attempts: list[str] = []
+        self._begun: str | None = None
         self.prediction = Predictions(
             model,
             batches.spec,
@@ -129,34 +100,45 @@ class Arrangements:
         self.separability = functools.cache(self._separability)
         self._chain = functools.cache(lambda: remat.chain(model, batches.spec))
         self._inexact = functools.cache(lambda: allowed.combinations(model, batches.spec, request.allow, backend))
-        self._without_xla = functools.cache(lambda: without_xla.cost(model, backend))
+        self._without_xla = without_xla.cost(model, backend)
+        self._peaks = CompiledPeaks(self.prediction, backend, may_do_without=self._without_xla is not None)
 
     def fastest(self, ceiling: int | None = None) -> Decision:
         """The fastest arrangement that fits, verified on the model where it is not the plain step.
 
         Args:
-            ceiling: Bytes that its peak may reach, margin included; the budget's where left out.
+            ceiling: Bytes that its peak may reach, margin included; the budget's where left out, where the smallest
+                arrangement is attempted if nothing is predicted to fit and the request allows that.
 
         Raises:
             DoesNotFitError: Nothing does.
+            OutOfMemoryError: Memory ran out before the first step of an attempt.
         """
-        budget = self._request.budget
-        ceiling = budget.limiting_bytes if ceiling is None else ceiling
-        self._refuse_uncompiled(ceiling)
-        whole = self._peak(None, NO_LEVERS, ceiling)
+        attempts = self._request.attempt if ceiling is None else None
+        try:
+            return self._fastest(self._request.budget.limiting_bytes if ceiling is None else ceiling, attempts)
+        except Exception as error:
+            if self._begun is None or isinstance(error, DoesNotFitError) or not self._backend.is_out_of_memory(error):
+                raise
+            what = f"Memory ran out before the first step of an attempt ({self._begun}): {error}"
+            raise OutOfMemoryError(what) from error
+
+    def _fastest(self, ceiling: int, attempts: Attempt | None) -> Decision:
+        self._refuse_uncompiled(ceiling, attempts)
+        whole = self._peaks.peak(None, NO_LEVERS, ceiling)
         profile = self.prediction.profile(whole)
-        uncompiled = Levers(xla_off=self._uncompiled(None, NO_LEVERS, ceiling) is not None)
+        uncompiled = Levers(xla_off=self._peaks.uncompiled(None, NO_LEVERS, ceiling) is not None)
         with pulled(self._model, uncompiled, self._backend):
             validation = self.validation_batch_size(ceiling)
         if whole.upper <= ceiling:
             reason = f"the whole batch fits: {text(whole.upper)} of {text(ceiling)}"
-            plan = planner.plain(self._batches.batch_size, budget, whole, reason)
+            plan = planner.plain(self._batches.batch_size, self._request.budget, whole, reason)
             plan = dataclasses.replace(plan, validation_batch_size=validation)
-            return Decision(plan, profile=profile, arrangements=self, planned=profile)
-        plan, split = self._under(ceiling, whole, profile)
+            return Decision(plan, profile=profile, findings=self._tried(), arrangements=self, planned=profile)
+        plan, split = self._under(ceiling, whole, profile, attempts)
         plan = dataclasses.replace(plan, validation_batch_size=validation)
         finding = self.separability() if split is not None else None
-        findings = () if finding is None else (("separability", finding.reason),)
+        findings = (*self._tried(), *(() if finding is None else [("separability", finding.reason)]))
         kept = {} if plan.levers.remat is None else remat.held_shares(self._chain(), plan.levers.remat)
         planned = self.prediction.planned(profile, plan, kept)
         return Decision(plan, split, profile, findings, arrangements=self, planned=planned)
@@ -167,27 +149,24 @@ class Arrangements:
         fits, _ = self.prediction.forward_batch_size("test", wanted, ceiling)
         return None if fits >= wanted else max(1, fits)
 
-    def _under(self, ceiling: int, whole: Estimate, profile: Profile) -> tuple[Plan, Split | None]:
+    def _under(
+        self, ceiling: int, whole: Estimate, profile: Profile, attempts: Attempt | None
+    ) -> tuple[Plan, Split | None]:
         """The plan under a ceiling that the plain step is above, and its split."""
         batch_size, part_time = self._batches.batch_size or 1, self._part_time()
-        self._refuse_untested(ceiling, whole, profile)
         while True:
-            search = fastest.search(
-                self._options(),
-                batch_size,
-                predict=functools.partial(self._predicted, ceiling),
-                ceiling=ceiling,
-                part_time=part_time,
-                splits=batch_size > 1 and self._may_split,
-                guess=functools.partial(self._guessed, whole),
-                worth=_WORTH,
-            )
+            search, tested = self._untested(ceiling, whole, profile, part_time), False
+            if search is None:
+                search, tested = self._search(ceiling, whole, part_time), True
             if search.fastest is None:
-                raise DoesNotFitError(self._refusal(search.smallest, ceiling, profile))
-            proof = self._proof(search.fastest)
+                refusal = self._refusal(search.smallest, ceiling, profile, tested=tested)
+                search = self._attempted(search, ceiling, refusal, attempts)
+            assert search.fastest is not None
+            proof = self._proof(search.fastest, tested=tested)
             if proof.agrees:
                 break
             self._dropped.append(proof.reason)
+            self._disproved.add(dataclasses.replace(search.fastest.option.key, own_pages=False))
         plan = planner.arranged(batch_size, self._request.budget, whole, search)
         split = None if plan.micro_batch_size is None else self._split(plan.micro_batch_size)
         plan = plan.because(*self._dropped, proof.reason, *self._could_allow(ceiling))
@@ -197,39 +176,84 @@ class Arrangements:
         self.prediction.prepare(split, plan.levers)
         return dataclasses.replace(plan, exact=exact), split
 
-    def _refuse_uncompiled(self, ceiling: int) -> None:
+    def _search(self, ceiling: int, whole: Estimate, part_time: float) -> Search[Levers]:
+        batch_size = self._batches.batch_size or 1
+        return fastest.search(
+            self._options(),
+            batch_size,
+            predict=functools.partial(self._predicted, ceiling),
+            ceiling=ceiling,
+            part_time=part_time,
+            splits=batch_size > 1 and self._may_split,
+            guess=functools.partial(self._guessed, whole),
+            worth=_WORTH,
+        )
+
+    def _attempted(
+        self, search: Search[Levers], ceiling: int, refusal: str, attempts: Attempt | None
+    ) -> Search[Levers]:
+        """The search with the smallest arrangement that may be attempted in the place of one that fits.
+
+        Raises:
+            DoesNotFitError: Attempts are not allowed, or predictions rule them out.
+        """
+        batch_size, asked = self._batches.batch_size or 1, search.refused
+        while attempts is not None:
+            smallest = attempt.smallest(asked, ceiling)
+            if smallest is None:
+                break
+            self._begin(attempts, planner.pulled_text(smallest, batch_size), refusal)  # the test takes memory as well
+            if smallest.size >= batch_size or self._may_split:
+                self._tell(attempt.step_sentence(smallest, batch_size, ceiling))
+                others = tuple(found for found in asked if found != smallest)
+                return dataclasses.replace(search, fastest=smallest, refused=others)
+            asked = tuple(found for found in asked if found.size >= batch_size)
+        raise DoesNotFitError(refusal)
+
+    def _begin(self, attempts: Attempt, what: str, refusal: str) -> None:
+        attempts(what, refusal)
+        self._begun = what
+
+    def _tell(self, sentence: str) -> None:
+        """Says before an attempt that it is one."""
+        say(f"memfit: {sentence}", quiet=self._request.quiet)
+        self._attempts.append(sentence)
+
+    def _tried(self) -> tuple[tuple[str, str], ...]:
+        return tuple(("attempt", sentence) for sentence in self._attempts)
+
+    def _refuse_uncompiled(self, ceiling: int, attempts: Attempt | None) -> None:
         """Says no before the compiler is what the process is killed for.
 
         Raises:
-            DoesNotFitError: There is less room than the compiler takes.
+            DoesNotFitError: There is less room than the compiler takes, and that it compiles is not to be attempted.
         """
         if self._backend.device_memory() is not None or ceiling - self.prediction.idle() > _ROOM_TO_COMPILE:
             return
-        if self._without_xla() is not None:  # the plan may do without the compiler
+        if self._without_xla is not None:  # the plan may do without the compiler
             return
         compiling = self.prediction.compiling
         idle = self.prediction.idle()  # asked now, as the guess has made the backend forget programs
         room = ceiling - idle
         if compiling and compiling > room:
-            raise DoesNotFitError(
-                f"Training does not fit: compiling its step takes about {text(compiling)}, the budget of {text(ceiling)} "
-                f"leaves {text(max(0, room))}, and the step itself may take more. The smallest budget that would do is above "
-                f"{text(idle + compiling)}. {self._consumers(self.prediction.profile(self.prediction.crude()))} The batch size "
-                "does not matter to the compiler: take a larger budget, or a model of fewer layers."
-            )
+            profile = self.prediction.profile(self.prediction.crude())
+            refusal = planner.refusal_to_compile(compiling, ceiling, idle, profile.consumers)
+            # What is held is predicted with a margin as well.
+            if attempts is None or attempt.is_compiling_ruled_out(compiling, room + 2 * RUNTIME_RESERVE):
+                raise DoesNotFitError(refusal)
+            self._begin(attempts, "compiling its step", refusal)
+            self._tell(attempt.compiling_sentence(compiling, room))
 
-    def _refuse_untested(self, ceiling: int, whole: Estimate, profile: Profile) -> None:
-        """Says no before anything runs on the model, where the room is small and no arrangement would fit.
+    def _untested(self, ceiling: int, whole: Estimate, profile: Profile, part_time: float) -> Search[Levers] | None:
+        """What is known before anything runs on the model, where the room is small and no arrangement would fit; else None.
 
         The tests of separability and of the plan hold two or three times the gradients: under a budget that allows no plan
         they would be what the process is killed for. Whole batches are asked about as well: a split step holds sums of
-        gradients beside its activations, so that it can be the larger one.
-
-        Raises:
-            DoesNotFitError: Neither single samples, were the split exact, nor the whole batch would fit.
+        gradients beside its activations, so that it can be the larger one. None where single samples, were the split exact,
+        or the whole batch would fit.
         """
-        if ceiling - self.prediction.idle() > _SAFE_TEST * profile.gradients + _SAFE_ROOM:
-            return
+        if not self._is_small(ceiling):
+            return None
         plain, *others = sorted(self._options(), key=lambda one: (bool(one.key), one.key.xla_off, one.time))
         batch_size = self._batches.batch_size or 1
         without_xla = [one for one in others if one.key == Levers(xla_off=True)]
@@ -239,11 +263,11 @@ class Arrangements:
             for option in some:
                 split = Split(size) if size < batch_size else None
                 if self._guessed(whole, option.key, size) <= ceiling:
-                    asked.append(Found(option, size, self._peak(split, option.key, ceiling), option.time))
-                    if asked[-1].peak.upper <= ceiling:
-                        return
-        least = min(asked, key=lambda found: found.peak.upper)
-        raise DoesNotFitError(self._refusal(least, ceiling, profile, tested=False))
+                    step = self._peaks.peak(split, option.key, ceiling)
+                    if step.upper <= ceiling:
+                        return None
+                    asked.append(Found(option, size, step, option.time + part_time * (batch_size // size - 1)))
+        return Search(None, min(asked, key=lambda found: found.peak.upper), tuple(asked))
 
     def _part_time(self) -> float:
         """What each part after the first adds to the time of a step, relative to the plain step."""
@@ -256,12 +280,17 @@ class Arrangements:
     def _may_split(self) -> bool:
         return self.separability().split is not None or "inexact_micro_batch" in self._request.allow
 
+    def _is_small(self, ceiling: int) -> bool:
+        """Whether there is so little room that testing the model may be what does not fit."""
+        return ceiling - self.prediction.idle() <= _SAFE_TEST * self.prediction.gradients + _SAFE_ROOM
+
     def _separability(self) -> micro_batch.Separability:
+        if self._is_small(self._request.budget.limiting_bytes) and apart.is_apart(self._model):
+            return micro_batch.Separability(Split(1), None, apart.REASON)
         sample = self._sample(micro_batch.FEWEST)
         if sample is None:
-            return micro_batch.Separability(
-                None, None, "there is no room to test whether the model treats samples apart"
-            )
+            reason = "there is no room to test whether the model treats samples apart"
+            return micro_batch.Separability(None, None, reason)
         text = "testing on a tiny batch whether the model treats samples apart"
         with shown(text, quiet=self._request.quiet), self.prediction.testing():
             return micro_batch.separability(self._model, sample, self._backend)
@@ -270,7 +299,7 @@ class Arrangements:
         """A tiny batch to test the model on: as many samples as the room allows, or None where it allows fewer than so many."""
         idle, gradients = self.prediction.idle(), self.prediction.gradients
         # Tests run in the framework's own kernels.
-        step = self.prediction.peak(None, Levers(xla_off=self._without_xla() is not None)).bytes - idle
+        step = self.prediction.peak(None, Levers(xla_off=self._without_xla is not None)).bytes - idle
         room = self._request.budget.limiting_bytes - idle
         one = max(1.0, (step - _UPDATE * gradients) / (self._batches.batch_size or 1))
         if _RESULTS * gradients + fewest * one > room:
@@ -283,7 +312,7 @@ class Arrangements:
 
     def _options(self) -> list[Option[Levers]]:
         """Every rung of recomputation with every combination of the other levers."""
-        own_pages, without_xla = self._backend.step_costs().own_pages, self._without_xla()
+        own_pages, without_xla = self._backend.step_costs().own_pages, self._without_xla
         ways = [(False, False, 0.0)]
         ways += [] if own_pages is None else [(True, False, own_pages)]
         ways += [] if without_xla is None else [(False, True, without_xla)]
@@ -294,43 +323,18 @@ class Arrangements:
             for inexact in self._inexact()
             for rung, time in self._rungs()
             for own, off, more in ways
+            if dataclasses.replace(inexact.levers, remat=rung) not in self._disproved
         ]
 
     def _rungs(self) -> list[tuple[Remat | None, float]]:
         """What may be recomputed, and the time of a step relative to the plain one."""
-        rungs: list[tuple[Remat | None, float]] = [(None, 1.0)]
         if self._dropped or remat.blocked_reason(self._model) is not None:
-            return rungs
-        chain, costs = self._chain(), self._backend.step_costs()
-        pages = page_seconds() if costs.fresh_pages else 0.0
-        faulting = costs.faulting(chain.cost, activations=chain.plain_bytes, rate=matrix_rate(), page_seconds=pages)
-        for rung in remat.ladder(chain, _RUNGS):
-            again = remat.recomputation(chain, rung) / max(chain.cost, 1e-9)
-            kept = remat.peak_bytes(chain, rung) / max(1, chain.plain_bytes)
-            rungs.append((rung, max(_FASTEST, costs.recomputed(again, kept=kept, faulting=faulting))))
-        return rungs
+            return [(None, 1.0)]
+        return [(None, 1.0), *rungs.timed(self._chain(), self._backend.step_costs())]
 
     def _predicted(self, ceiling: int, levers: Levers, size: int) -> Estimate:
         whole = size >= (self._batches.batch_size or 1)
-        return self._peak(None if whole else self._split(size), levers, ceiling)
-
-    def _peak(self, split: Split | None, levers: Levers, ceiling: int) -> Estimate:
-        """The predicted peak of a step; where XLA would take more than the room to compile it, that, and it is not compiled."""
-        return self._uncompiled(split, levers, ceiling) or self.prediction.peak(split, levers)
-
-    def _uncompiled(self, split: Split | None, levers: Levers, ceiling: int) -> Estimate | None:
-        """What is held at the least while XLA compiles a step, where that is above the ceiling; else None."""
-        if self._without_xla() is None or levers.xla_off or self._backend.device_memory() is not None:
-            return None
-        compiling: float = self.prediction.compiling
-        if split is not None or levers:
-            compiling = max(compiling, self._peak(None, NO_LEVERS, ceiling).compiling)
-            compiling *= 1 if split is None else _COMPILING_IN_PARTS
-            compiling *= 1 if levers.remat is None else _COMPILING_RECOMPUTED
-        held = self.prediction.idle() + int(compiling)
-        return (
-            Estimate(held, 0, "a guess of what compiling takes", compiling=int(compiling)) if held > ceiling else None
-        )
+        return self._peaks.peak(None if whole else self._split(size), levers, ceiling)
 
     def _guessed(self, whole: Estimate, levers: Levers, size: int) -> int:
         """A bound from below: the step scaled by the share of the samples and of the activations that are kept.
@@ -350,8 +354,11 @@ class Arrangements:
         step = whole.fixed + share * max(0, whole.upper - idle - whole.fixed)
         return int(idle - allowed.saved_bytes(self._model, levers) + _OPTIMISM * step)
 
-    def _proof(self, found: Found[Levers]) -> Verification:
-        """The comparison with the plain step; of micro-batches alone the test of separability is the proof."""
+    def _proof(self, found: Found[Levers], *, tested: bool) -> Verification:
+        """The comparison with the plain step; of micro-batches alone the test of separability is the proof.
+
+        An attempt in a room too small for any test is not compared: the comparison takes more than what is attempted.
+        """
         computing = dataclasses.replace(found.option.key, own_pages=False, xla_off=False)
         if not computing and found.size >= (self._batches.batch_size or 1):
             return Verification(True, None, "the step is the plain step")
@@ -360,11 +367,10 @@ class Arrangements:
             return Verification(True, finding.difference, finding.reason)
         # Where parts differ from the whole by what the user allowed, the other levers are compared alone.
         splits = found.size < (self._batches.batch_size or 1) and self.separability().split is not None
-        sample, split = self._sample(micro_batch.FEWEST if splits else 1), None
+        sample, split = self._sample(micro_batch.FEWEST if splits else 1) if tested else None, None
         if sample is None and (splits or dataclasses.replace(computing, optimizer_state=None)):
-            return Verification(
-                True, None, "not compared with the plain step: there is no room for one of a tiny batch"
-            )
+            reason = "not compared with the plain step: there is no room for one of a tiny batch"
+            return Verification(True, None, reason)
         if splits:
             split = self._split(min(micro_batch.PART, keras_seam.flatten(sample)[0].shape[0] - 1))
         text = "comparing the plan with the plain step on a tiny batch"
@@ -389,9 +395,5 @@ class Arrangements:
         blocked = remat.blocked_reason(self._model)
         if blocked is not None:
             sentences.append(f"Nothing can be recomputed: {blocked}.")
-        sentences.append(f"{self._consumers(profile)} Take a smaller batch_size or a smaller model.")
+        sentences.append(f"{planner.consumers_text(profile.consumers)} Take a smaller batch_size or a smaller model.")
         return " ".join(sentences)
-
-    @staticmethod
-    def _consumers(profile: Profile) -> str:
-        return f"The largest consumers: {planner.consumers_text(profile.consumers)}."

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import random
 from typing import Any
 
 from memfit.arranging import Arrangements, Decision, Request
-from memfit.backends import keras_optimizer, keras_seam
+from memfit.backends import keras_data, keras_optimizer, keras_order, keras_seam, random_state
 from memfit.backends.protocol import Backend
 from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.executing.arguments import check_fits_model
@@ -177,6 +178,41 @@ def build_ahead(model: Any, batches: Batches) -> None:
         return
     check_fits_model(model, batches.spec)
     build(model, batches.spec)
+
+
+def built_with_look(
+    model: Any, found: Batches, arguments: dict[str, Any], *, isolated: bool = False
+) -> keras_order.Look | None:
+    """Builds the model; gives the batch that ``fit`` would have drawn for that, where it is more than random numbers."""
+    was_built, is_known = keras_seam.is_built(model), keras_order.is_owed_known(model)
+    look = None if found.num_samples is not None else keras_order.owed_look(model)
+    if look is not None and not is_known:
+        keras_order.pass_over_look(arguments)
+    before = random.getstate()
+    with random_state.preserved(python=False):
+        if not isolated:
+            build_ahead(model, found)
+        elif found.spec is not None:
+            build(model, found.spec)
+    if keras_order.draws_itself(model):
+        return None
+    if look is not None and not is_known:
+        look = dataclasses.replace(look, build_draws=before != random.getstate())
+        keras_order.owe_look(model, look)  # also where this call trains nothing
+    elif found.num_samples is not None and not was_built and not is_known:
+        _keep_order(arguments, found)
+    return look
+
+
+def _keep_order(arguments: dict[str, Any], found: Batches) -> None:
+    """memfit has built the model, which ``fit`` would have done after one draw for the order of the samples."""
+    share = arguments.get("validation_split") or 0.0
+    keras_data.skip_build_draw(
+        int(found.num_samples * (1.0 - share)) if found.num_samples else 0,
+        batch_size=arguments.get("batch_size"),
+        steps=arguments.get("steps_per_epoch"),
+        shuffle=arguments.get("shuffle", True),
+    )
 
 
 def build(model: Any, spec: Any) -> None:

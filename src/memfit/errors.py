@@ -3,7 +3,7 @@
 MemfitError
 ├── ArgumentError (ValueError)     an argument cannot work; nothing was changed
 │   └── BudgetError                the budget is zero, negative, unreadable, or more than the machine has
-├── DoesNotFitError (MemoryError)  no plan fits the budget; raised before any training
+├── DoesNotFitError (MemoryError)  no plan fits the budget; raised before any training, or after an attempt in vain
 ├── OutOfMemoryError (MemoryError) training ran out of memory and no smaller plan was left
 ├── ProbeError                     a probe could not be made at all (not the same as "does not fit")
 ├── SnapshotError                  a snapshot is broken, of another model or call, or cannot be kept
@@ -26,7 +26,7 @@ class BudgetError(ArgumentError):
 
 
 class DoesNotFitError(MemfitError, MemoryError):
-    """No plan fits the budget. Raised before any training; the model is untouched."""
+    """No plan fits the budget. The model is untouched: nothing was trained, or in a process that memory has ended."""
 
 
 class OutOfMemoryError(MemfitError, MemoryError):

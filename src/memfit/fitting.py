@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import random
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import keras
 
 from memfit import backends, budgeting, deciding, isolating
 from memfit.arranging import Decision, Request
-from memfit.backends import keras_data, keras_order, keras_seam, random_state
+from memfit.backends import keras_order, keras_seam, random_state
 from memfit.backends.protocol import Backend
 from memfit.carrying_out import Prepared, carried_out
 from memfit.data import given as given_data
@@ -24,6 +23,7 @@ from memfit.executing import feeding, noticed
 from memfit.guarding import interception, session
 from memfit.guarding import keeping as keeping_of
 from memfit.guarding.watch import Watcher
+from memfit.planning.attempt import Attempt
 from memfit.profiling import batches as batches_of
 from memfit.profiling import layers
 from memfit.records import Budget, Plan, Profile, RunReport
@@ -75,7 +75,8 @@ def fit(
     Raises:
         ArgumentError: An argument cannot work; the model is untouched.
         BudgetError: The budget is not positive, cannot be read, or is more than the machine has.
-        DoesNotFitError: No plan fits the budget; raised before any training.
+        DoesNotFitError: No plan fits the budget; raised before any training, or under a supervisor (`memfit run`,
+            ``isolate``) after one attempt of what was not ruled out. The model is as it was.
         OutOfMemoryError: Training ran out of memory and no smaller plan was left.
         SnapshotError: The snapshots in the folder are of another model, call or version, or cannot be read.
         WorkerError: With ``isolate``: the model or an argument cannot be sent, or the worker ended without a result.
@@ -114,8 +115,9 @@ def _fit_isolated(
         )
     fit_arguments_of.check_model(model)
     found, arguments = batches_of.described(fit_arguments_of.bound(model, args, given))
-    look = _built_ahead(model, found, arguments, isolated=True)
-    return isolating.fit(model, arguments, {**vars(asked)}, backends.current(), look)
+    look = deciding.built_with_look(model, found, arguments, isolated=True)
+    options = {name: value for name, value in vars(asked).items() if name != "attempt"}
+    return isolating.fit(model, arguments, options, backends.current(), look)
 
 
 def _fit_supervised(
@@ -134,6 +136,8 @@ def _fit_supervised(
     if limit.micro_batch_size is not None and asked.plan is None:
         own = asked.micro_batch_size or limit.micro_batch_size
         asked = dataclasses.replace(asked, micro_batch_size=min(own, limit.micro_batch_size))
+    if limit.attempt:
+        asked = dataclasses.replace(asked, attempt=functools.partial(session.note_attempt, call))
     return _fit(model, args, given, asked, keeping)
 
 
@@ -229,13 +233,14 @@ def budget(spec: Any = None) -> Budget:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """memfit's own arguments, as they were passed."""
+    """memfit's own arguments, as they were passed, and what the supervisor allows beside them."""
 
     budget: Any
     plan: Any
     allow: Collection[str]
     micro_batch_size: Any
     probe: bool | None
+    attempt: Attempt | None = None
 
 
 def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _Asked, log: Log) -> Prepared:
@@ -272,9 +277,10 @@ def _prepared(model: Any, args: tuple[Any, ...], given: dict[str, Any], asked: _
         quiet=arguments.get("verbose") == 0,
         validation_batch_size=arguments.get("validation_batch_size"),
         bounded=asked.budget is None and backend.bounds_host,
+        attempt=asked.attempt,
     )
     deciding.refuse_unbuilt(model, request, backend)
-    look = _built_ahead(model, found, arguments)
+    look = deciding.built_with_look(model, found, arguments)
     with random_state.preserved():  # what planning draws must not change the order of the batches
         decision = deciding.decide(model, found, request, backend=backend)
     for event in decision.findings:
@@ -305,7 +311,7 @@ def _replanned(
     size = keras_seam.flatten(spec)[0].shape[0]
     with random_state.preserved():
         larger = dataclasses.replace(found, spec=spec, batch_size=size)
-        return deciding.decide(model, larger, dataclasses.replace(request, quiet=True), backend=backend)
+        return deciding.decide(model, larger, dataclasses.replace(request, quiet=True, attempt=None), backend=backend)
 
 
 def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, log: Log) -> Any:
@@ -360,38 +366,3 @@ def _fitted(model: Any, prepared: Prepared, keeping: keeping_of.Keeping | None, 
     if history is not None:
         history.memfit = report
     return history
-
-
-def _built_ahead(
-    model: Any, found: batches_of.Batches, arguments: dict[str, Any], *, isolated: bool = False
-) -> keras_order.Look | None:
-    """Builds the model; gives the batch that ``fit`` would have drawn for that, where it is more than random numbers."""
-    was_built, is_known = keras_seam.is_built(model), keras_order.is_owed_known(model)
-    look = None if found.num_samples is not None else keras_order.owed_look(model)
-    if look is not None and not is_known:
-        keras_order.pass_over_look(arguments)
-    before = random.getstate()
-    with random_state.preserved(python=False):
-        if not isolated:
-            deciding.build_ahead(model, found)
-        elif found.spec is not None:
-            deciding.build(model, found.spec)
-    if keras_order.draws_itself(model):
-        return None
-    if look is not None and not is_known:
-        look = dataclasses.replace(look, build_draws=before != random.getstate())
-        keras_order.owe_look(model, look)  # also where this call trains nothing
-    elif found.num_samples is not None and not was_built and not is_known:
-        _keep_order(arguments, found)
-    return look
-
-
-def _keep_order(arguments: dict[str, Any], found: batches_of.Batches) -> None:
-    """memfit has built the model, which ``fit`` would have done after one draw for the order of the samples."""
-    share = arguments.get("validation_split") or 0.0
-    keras_data.skip_build_draw(
-        int(found.num_samples * (1.0 - share)) if found.num_samples else 0,
-        batch_size=arguments.get("batch_size"),
-        steps=arguments.get("steps_per_epoch"),
-        shuffle=arguments.get("shuffle", True),
-    )

@@ -264,7 +264,7 @@ class Event:
 
     Attributes:
         seconds: Since the call of ``fit``.
-        kind: "budget", "analysis", "separability", "plan", "out of memory", "retry", "pressure", "leak",
+        kind: "budget", "analysis", "separability", "plan", "attempt", "out of memory", "retry", "pressure", "leak",
             "device", "snapshot", "mark", "note".
         message: The sentence that a person reads.
     """

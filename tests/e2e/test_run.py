@@ -113,6 +113,45 @@ def test_a_script_that_the_kernel_kills_for_memory_goes_on(environment: dict[str
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+ATTEMPTED = """
+import sys
+import keras, numpy as np
+from memfit.predicting import Predictions
+from memfit.records import Estimate
+
+Predictions.peak = Predictions.crude = lambda *_: Estimate(2**30, 2**28, "scripted")  # more than the cap with its margin
+
+class Grows(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        print("training", flush=True)
+        if len(sys.argv) > 1:
+            self.held = np.ones(4 * 2**30, "uint8")
+
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+model.fit(np.ones((8, 4)), np.ones((8, 1)), batch_size=1, verbose=2, callbacks=[Grows()])
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", ["", "grows"])
+def test_what_is_not_predicted_to_fit_is_attempted_once(way: str, environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "attempted.py").write_text(ATTEMPTED)
+    command = [*RUN, str(tmp_path / "attempted.py"), *([way] if way else [])]
+    ended = run_capped(command, 2**30, env=environment_of("torch", environment), timeout=280, cages=ONE_BY_ONE)
+    assert ended.returncode == (1 if way else 0), ended.tail
+    assert ended.tail.count("training") == 1
+    said = [line for line in ended.tail if line.startswith("memfit: ")]
+    assert "the whole batch is predicted to need 1 GiB" in said[0]
+    if not way:
+        return
+    assert "ended by SIGKILL" in said[2]
+    assert ended.tail[-1].startswith(
+        "memfit.errors.DoesNotFitError: Training does not fit: the whole batch needs 1.2 GiB"
+    )
+    assert ended.tail[-1].endswith("(the whole batch), and was ended for want of memory.")
+
+
 @pytest.mark.timeout(400)
 def test_a_script_that_dies_outside_of_fit_is_told_what_of(tmp_path: Path) -> None:
     (tmp_path / "wide.py").write_text("import numpy as np\nx = np.ones((4000, 25_000)).astype('float64')\n")

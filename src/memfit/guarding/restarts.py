@@ -70,6 +70,8 @@ def until_it_ends(
         tell: Takes the sentence for a person.
     """
     limits = _limits(folder)
+    for noted in folder.glob(f"call-*/{session.ATTEMPT}"):  # of an earlier command, which had another room
+        noted.unlink()
     idle, reached = 0, _reached(folder)
     for restart in range(max_restarts + 1):
         may_fail = restart < max_restarts and idle < _WITHOUT_PROGRESS
@@ -88,8 +90,7 @@ def until_it_ends(
             limits[call.name] = smaller
         for name in (session.FAILED, session.PLAN):
             (call / name).unlink(missing_ok=True)
-        then = "with a smaller plan" if smaller is not None else "with the same plan"
-        tell(f"memfit: {_text(ending)}; it is started again, {then}, from its last snapshot")
+        tell(f"memfit: {_text(ending)}; it is started again, {_then(call, smaller)}")
     return ending
 
 
@@ -128,7 +129,7 @@ def _limits(folder: Path) -> dict[str, Any]:
 
 def _smaller(call: Path, limit: dict[str, Any]) -> dict[str, Any] | None:
     """What the call may take next; None where its plan is the smallest that there is."""
-    if (call / session.SMALLEST).exists():
+    if (call / session.SMALLEST).exists() or session.has_failed_attempt(call):
         return None
     try:
         fields = json.loads((call / session.PLAN).read_text())
@@ -153,6 +154,13 @@ def kills() -> int:
         return int(words[words.index("oom_kill") + 1])
     except (OSError, ValueError):
         return 0
+
+
+def _then(call: Path, smaller: dict[str, Any] | None) -> str:
+    """What the next process is to do."""
+    if session.has_failed_attempt(call):
+        return "as what was attempted does not fit, to say so"
+    return f"with {'a smaller' if smaller is not None else 'the same'} plan, from its last snapshot"
 
 
 def _text(ending: Ending) -> str:

@@ -27,6 +27,7 @@ PLAN = "plan.json"
 REPORT = "report.json"
 FAILED = "out-of-memory"
 SMALLEST = "smallest"
+ATTEMPT = "attempt.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +38,13 @@ class Limit:
         budget: Bytes, or None.
         micro_batch_size: Where nothing was predicted, or None.
         may_fail: Whether the supervisor starts the process again if it ends.
+        attempt: Whether what is not predicted to fit may be attempted all the same.
     """
 
     budget: int | None = None
     micro_batch_size: int | None = None
     may_fail: bool = True
+    attempt: bool = False
 
 
 class Session:
@@ -80,7 +83,8 @@ class Session:
             limits = json.loads((self.folder / LIMITS).read_text())
         except FileNotFoundError:
             return Limit()
-        return Limit(**{**limits["calls"].get(call.name, {}), "may_fail": limits["may_fail"]})
+        may_fail = bool(limits["may_fail"])
+        return Limit(**{**limits["calls"].get(call.name, {}), "may_fail": may_fail, "attempt": may_fail})
 
 
 _current: Session | None = None
@@ -128,23 +132,41 @@ def supervised(session: Session, call: Path, run: Run) -> Any:
     report = getattr(history, "memfit", None)
     if report is not None and not (call / REPORT).exists():
         write(call / REPORT, json.loads(report.to_json()))
-    (call / PLAN).unlink(missing_ok=True)
+    for name in (PLAN, ATTEMPT):
+        (call / name).unlink(missing_ok=True)
     return history
 
 
 def _run(call: Path, run: Run, limit: Limit) -> Any:
+    attempted = _attempt(call)
+    if attempted is not None and has_failed_attempt(call):
+        # Not planned again: that takes memory just where there was too little.
+        raise DoesNotFitError(_attempted_text(attempted["refusal"], attempted["what"]))
     try:
-        return run(limit)
-    except DoesNotFitError:
-        if limit.budget is None and limit.micro_batch_size is None:
-            raise
-        # There is no smaller plan. What was killed may have grown by something else, which is gone with the process.
-        (call / SMALLEST).touch()
-        return run(Limit())
+        return _run_limited(call, run, limit)
+    except DoesNotFitError as refusal:
+        if attempted is not None:
+            refusal.args = (_attempted_text(str(refusal), attempted["what"]),)
+        raise
     except SnapshotError as error:
         print(f"memfit: {call.name} is trained anew: {error}", file=sys.stderr, flush=True)
         forget(call)
         return run(limit)
+
+
+def _attempted_text(refusal: str, what: str) -> str:
+    return f"{refusal} It was attempted all the same, as the process is supervised ({what}), and was ended for want of memory."
+
+
+def _run_limited(call: Path, run: Run, limit: Limit) -> Any:
+    if limit.budget is None and limit.micro_batch_size is None:
+        return run(limit)
+    try:
+        return run(dataclasses.replace(limit, attempt=False))
+    except DoesNotFitError:
+        # There is no smaller plan. What was killed may have grown by something else, which is gone with the process.
+        (call / SMALLEST).touch()
+        return run(Limit(may_fail=limit.may_fail, attempt=limit.attempt))
 
 
 def forget(call: Path) -> None:
@@ -161,6 +183,34 @@ def note_plan(call: Path, plan: Plan | None) -> None:
     call.mkdir(parents=True, exist_ok=True)
     held = budgeting.reading().host_bytes
     write(call / PLAN, {"held": held, "plan": None if plan is None else json.loads(plan.to_json())})
+
+
+def note_attempt(call: Path, what: str, refusal: str) -> None:
+    """Notes, before it begins, that what is not predicted to fit is attempted: a process is not spent on it twice in vain.
+
+    Args:
+        call: The folder of the call.
+        what: The arrangement, in words.
+        refusal: Why nothing is predicted to fit.
+    """
+    write(call / ATTEMPT, {"what": what, "refusal": refusal, "snapshots": _snapshots(call)})
+
+
+def has_failed_attempt(call: Path) -> bool:
+    """Whether an attempt has left no snapshot to go on from that was not there before it."""
+    attempted = _attempt(call)
+    return attempted is not None and attempted["snapshots"] == _snapshots(call)
+
+
+def _attempt(call: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads((call / ATTEMPT).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _snapshots(call: Path) -> list[str]:
+    return sorted(path.name for path in call.glob("snapshot-*.npz"))
 
 
 def report(call: Path) -> RunReport | None:

@@ -114,3 +114,39 @@ def test_a_process_that_is_not_started_again_is_told_what_it_died_of(
 def test_where_a_call_was_interrupted_nothing_smaller_was_left(tmp_path: Path) -> None:
     session.note_plan(tmp_path / "call-000", PREDICTED)
     assert "nothing smaller" in str(restarts.last_words(tmp_path, Ending(KILLED, GIB, GIB, 0, 0)))
+
+
+class Attempts(Script):
+    """A script whose call is attempted in each process that may."""
+
+    def run_once(self) -> Ending:
+        call = self.folder / "call-000"
+        call.mkdir(exist_ok=True)
+        limit = session.Session(self.folder).limit(call)
+        self.seen = [*getattr(self, "seen", []), (limit.attempt, limit.budget)]
+        if limit.attempt and not session.has_failed_attempt(call):
+            session.note_attempt(call, "one sample at a time", "It needs 2 GiB.")
+        else:
+            self.codes = [1]  # refused
+        return super().run_once()
+
+
+def test_what_was_attempted_in_vain_is_started_once_more_to_be_refused(tmp_path: Path) -> None:
+    script = Attempts(tmp_path, *[KILLED] * 9)
+    assert script.supervised() == 1
+    assert script.seen == [(True, None), (True, None)]
+    assert script.told[0].endswith("it is started again, as what was attempted does not fit, to say so")
+
+
+def test_attempts_that_get_on_are_bounded_as_restarts_are(tmp_path: Path) -> None:
+    script = Attempts(tmp_path, *[KILLED] * 9, progress=True)
+    assert script.supervised(max_restarts=3) == 1
+    assert [attempt for attempt, _ in script.seen] == [True, True, True, False]
+    assert "from its last snapshot" in script.told[0]
+
+
+def test_the_same_command_later_attempts_anew(tmp_path: Path) -> None:
+    assert Attempts(tmp_path, KILLED).supervised() == 1
+    again = Attempts(tmp_path, 0)
+    assert again.supervised() == 0
+    assert [attempt for attempt, _ in again.seen] == [True]

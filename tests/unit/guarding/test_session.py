@@ -74,3 +74,73 @@ def test_the_last_failure_for_memory_is_the_scripts_own(tmp_path: Path) -> None:
 
     with pytest.raises(OutOfMemoryError):
         session.supervised(Session(tmp_path), tmp_path / "call-000", run)
+
+
+def attempting(folder: Path, *, may_fail: bool = True, budget: int | None = None) -> list[Limit]:
+    """One process in which nothing fits and what may be attempted is, until the kernel ends it; gives its limits."""
+    call, seen = folder / "call-000", list[Limit]()
+    calls = {} if budget is None else {"call-000": {"budget": budget}}
+    (folder / session.LIMITS).write_text(json.dumps({"calls": calls, "may_fail": may_fail}))
+
+    def run(limit: Limit) -> Any:
+        seen.append(limit)
+        if not limit.attempt:
+            raise DoesNotFitError("It needs 2 GiB.")
+        session.note_attempt(call, "one sample at a time", "It needs 2 GiB.")
+        raise KeyboardInterrupt  # stands for the kill
+
+    try:
+        session.supervised(Session(folder), call, run)
+    except KeyboardInterrupt:
+        (call / session.PLAN).touch()
+    return seen
+
+
+def test_what_does_not_fit_is_attempted_once_and_then_refused_with_what_became_of_it(tmp_path: Path) -> None:
+    assert [limit.attempt for limit in attempting(tmp_path)] == [True]
+    with pytest.raises(DoesNotFitError) as refused:
+        attempting(tmp_path)
+    said = "as the process is supervised (one sample at a time), and was ended for want of memory."
+    assert str(refused.value) == f"It needs 2 GiB. It was attempted all the same, {said}"
+
+
+def test_an_attempt_that_got_on_is_attempted_again_from_there(tmp_path: Path) -> None:
+    attempting(tmp_path)
+    (tmp_path / "call-000" / "snapshot-00000001.npz").touch()
+    assert [limit.attempt for limit in attempting(tmp_path)] == [True]
+    with pytest.raises(DoesNotFitError, match="was ended for want of memory"):
+        attempting(tmp_path)
+
+
+def test_an_attempt_that_is_done_is_no_attempt_any_more(tmp_path: Path) -> None:
+    attempting(tmp_path)
+    (tmp_path / "call-000" / "snapshot-00000001.npz").touch()
+    assert session.supervised(Session(tmp_path), tmp_path / "call-000", lambda limit: "history") == "history"
+    assert not (tmp_path / "call-000" / session.ATTEMPT).exists()
+
+
+def test_nothing_is_attempted_where_the_process_is_not_started_again(tmp_path: Path) -> None:
+    with pytest.raises(DoesNotFitError) as refused:
+        attempting(tmp_path, may_fail=False)
+    assert str(refused.value) == "It needs 2 GiB."
+
+
+def test_after_a_kill_the_smaller_plan_is_looked_for_before_anything_is_attempted(tmp_path: Path) -> None:
+    seen = attempting(tmp_path, budget=1)
+    assert [(limit.budget, limit.attempt) for limit in seen] == [(1, False), (None, True)]
+    assert (tmp_path / "call-000" / session.SMALLEST).exists()
+    with pytest.raises(DoesNotFitError, match="was ended for want of memory"):
+        attempting(tmp_path, budget=1)
+
+
+def test_a_refusal_of_the_attempt_itself_is_told_as_ever(tmp_path: Path) -> None:
+    call = tmp_path / "call-000"
+    (tmp_path / session.LIMITS).write_text(json.dumps({"calls": {}, "may_fail": True}))
+
+    def run(limit: Limit) -> Any:
+        session.note_attempt(call, "compiling its step", "It needs 2 GiB.")
+        raise DoesNotFitError("It needs 2 GiB.")
+
+    with pytest.raises(DoesNotFitError) as refused:
+        session.supervised(Session(tmp_path), call, run)
+    assert str(refused.value) == "It needs 2 GiB."

@@ -53,4 +53,4 @@ def test_a_refusal_names_the_smallest_budget_that_would_do() -> None:
 
 def test_consumers_are_in_one_line_without_the_empty_ones() -> None:
     consumers = (Consumer("conv", "Conv2D", 2048), Consumer("weights", "weights", 0))
-    assert planner.consumers_text(consumers) == "conv (Conv2D) 2 KiB"
+    assert planner.consumers_text(consumers) == "The largest consumers: conv (Conv2D) 2 KiB."
