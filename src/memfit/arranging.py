@@ -8,13 +8,13 @@ from typing import Any
 
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
+from memfit.compiling import CompiledPeaks
 from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.levers import allowed, apart, micro_batch, remat, rungs, without_xla
 from memfit.levers.pulled import pulled
 from memfit.levers.verification import Verification, verified
 from memfit.planning import attempt, fastest, planner
 from memfit.planning.attempt import Attempt
-from memfit.planning.compiling import CompiledPeaks
 from memfit.planning.fastest import Found, Option, Search
 from memfit.planning.request import Request
 from memfit.predicting import Predictions
