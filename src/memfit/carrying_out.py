@@ -13,6 +13,7 @@ import keras
 from memfit.arranging import Decision
 from memfit.backends import error_chain, keras_order, keras_seam
 from memfit.backends.around import Around, Run, Wrapper
+from memfit.backends.host_bound import HostBound
 from memfit.backends.protocol import Backend
 from memfit.budgeting import device
 from memfit.data import given, queues
@@ -126,7 +127,8 @@ class _Run:
         if survives and (arguments.get("validation_data") is not None or arguments.get("validation_split")):
             arounds.append(backend.around(self._model, "test", validation))
         try:
-            yield
+            with _unbounded_updates(self._model.optimizer, bound):
+                yield
         except BaseException:
             around_train.rescue()
             raise
@@ -232,6 +234,25 @@ class _Run:
     def _shrink(self, failure: str) -> None:
         if not self.put_smaller(failure):
             raise OutOfMemoryError(_out_of_memory_text(self.decision, failure, self._prepared.backend))
+
+
+@contextlib.contextmanager
+def _unbounded_updates(optimizer: Any, bound: HostBound | None) -> Iterator[None]:
+    """Inside, the bound on memory does not hold while weights are written: that cannot be undone."""
+    if bound is None:
+        yield
+        return
+    apply = optimizer.apply
+
+    def lifted(*arguments: Any, **keywords: Any) -> Any:
+        with bound.lifted():
+            return apply(*arguments, **keywords)
+
+    keras_seam.set_attribute(optimizer, "apply", lifted)
+    try:
+        yield
+    finally:
+        keras_seam.remove_attribute(optimizer, "apply")
 
 
 def _as_it_is(run: Run, batch: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -116,3 +118,23 @@ def test_nor_is_it_where_the_loss_or_the_model_is_the_users_own_or_samples_are_n
         [keras.Input((STEPS, WIDTH), batch_size=SAMPLES), L.LSTM(3, stateful=True), L.Dense(1)]
     )
     assert not apart.is_apart(ready(recurrent))
+
+
+_ASKED = """
+import sys, keras, memfit
+from memfit.backends import keras_optimizer
+from memfit.levers import apart
+x = keras.Input((8, 4))
+model = keras.Model(x, keras.layers.Dense(1)(keras.layers.MultiHeadAttention(1, 2)(x, x)))
+model.compile(keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)), "mse")
+memfit.profile(model, batch_size=4)
+assert apart.is_apart(model)
+assert keras_optimizer.slots_to_come(model.optimizer, 2) == 2
+assert "tensorflow" not in sys.modules
+"""
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="where Keras would import TensorFlow to ask")
+def test_asking_imports_no_other_framework() -> None:
+    run = subprocess.run([sys.executable, "-c", _ASKED], capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr

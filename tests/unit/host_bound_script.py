@@ -77,6 +77,15 @@ def free_pages_of_the_heap_are_room_but_not_more_room() -> None:
     assert len(again) + last.size
 
 
+def what_cannot_be_undone_goes_beyond_it() -> None:
+    bound = HostBound(held() + ROOM)
+    with bound.applied():
+        with bound.lifted():
+            blocks = taken(2 * ROOM)
+        assert len(blocks) * BLOCK == 2 * ROOM
+        assert not taken(ROOM)
+
+
 def a_limit_that_was_there_stays() -> None:
     import resource
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from memfit.backends import host_allocator
 
@@ -19,6 +20,9 @@ if sys.platform == "linux":
     import resource
 
 _STATM = Path("/proc/self/statm")
+
+_FULL = 0.9
+"""Of the bound, what is held where the heap's free pages go back before what must not fail."""
 
 _INTERVAL = 0.05
 """Seconds between two looks, which take about 50 microseconds."""
@@ -36,6 +40,7 @@ class HostBound:
         self._untouched = 0
         self._limit = 0
         self._next_look = 0.0
+        self._soft = resource.RLIM_INFINITY
         self.calibrate()
 
     @staticmethod
@@ -54,6 +59,7 @@ class HostBound:
     def applied(self) -> Iterator[None]:
         """Inside, allocations fail that would take the process above the bound. Not to be nested."""
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        self._soft = soft
         self._look()
         limit = self._limit
         if resource.RLIM_INFINITY != soft <= limit or resource.RLIM_INFINITY != hard <= limit:
@@ -64,6 +70,20 @@ class HostBound:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Inside of ``applied``: no allocation fails, for what cannot be undone; the heap's free pages go back first where
+        little is left."""
+        bounded, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        pages = _pages()
+        if (pages.resident - pages.of_files) * resource.getpagesize() > _FULL * self._most:
+            host_allocator.trim()
+        resource.setrlimit(resource.RLIMIT_DATA, (self._soft, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (bounded, hard))
 
     def _look(self) -> None:
         """What was untouched at the last look may have been freed since; new stacks and arrays may have come."""
@@ -77,6 +97,16 @@ class HostBound:
 
 def _mapped_and_untouched() -> int:
     """Bytes of private, writable address space that no page of memory stands behind."""
-    pages = [int(field) for field in _STATM.read_bytes().split()]
-    resident, of_files, data = pages[1], pages[2], pages[5]
-    return (data - (resident - of_files)) * resource.getpagesize()
+    pages = _pages()
+    return (pages.data - (pages.resident - pages.of_files)) * resource.getpagesize()
+
+
+class _Pages(NamedTuple):
+    resident: int
+    of_files: int
+    data: int
+
+
+def _pages() -> _Pages:
+    fields = [int(field) for field in _STATM.read_bytes().split()]
+    return _Pages(fields[1], fields[2], fields[5])

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from memfit.backends import keras_saving
 from memfit.backends.keras_seam import set_attribute
 
 
@@ -42,7 +43,8 @@ def slots_to_come(optimizer: Any, rank: int) -> int:
     Found on a copy and a tiny variable, so that nothing is allocated. 0 where the copy cannot be made.
     """
     try:
-        twin = type(optimizer).from_config(optimizer.get_config())
+        with keras_saving.no_imports():
+            twin = type(optimizer).from_config(optimizer.get_config())
         before = len(twin.variables)
         twin.build([keras.Variable(keras.ops.zeros((1,) * rank))])
     except Exception:  # noqa: BLE001 - an optimizer of the user's own, of which nothing is known then

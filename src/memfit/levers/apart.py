@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from memfit.backends import keras_losses
+from memfit.backends import keras_losses, keras_saving
 from memfit.backends.keras_seam import is_of_keras, overrides
 
 REASON = (
@@ -112,11 +112,12 @@ _LOSSES = frozenset(
 def is_apart(model: Any) -> bool:
     """Whether it is known of a built and compiled model, without running it, that each sample's loss depends on no other."""
     losses = keras_losses.compiled_losses(model)
-    if not losses or not all(_is_known(loss) for loss in losses):
-        return False
-    if keras_losses.may_be_scalar(model) or keras_losses.has_call_losses(model):
-        return False
-    return _is_graph_apart(model)
+    with keras_saving.no_imports():
+        if not losses or not all(_is_known(loss) for loss in losses):
+            return False
+        if keras_losses.may_be_scalar(model) or keras_losses.has_call_losses(model):
+            return False
+        return _is_graph_apart(model)
 
 
 def _is_known(loss: Any) -> bool:

@@ -157,7 +157,7 @@ def _readable(optimizer: Any, live: LiveStorages, where: Whereabouts) -> Iterato
 
     They scale what it writes and choose between an update and none, so that 1 serves for the memory.
     """
-    apply = optimizer.apply
+    apply, own = optimizer.apply, vars(optimizer).get("apply")
 
     def readable(*arguments: Any, **keywords: Any) -> Any:
         with live.scalars_read_as(1), where.updating():
@@ -168,6 +168,8 @@ def _readable(optimizer: Any, live: LiveStorages, where: Whereabouts) -> Iterato
         yield
     finally:
         keras_seam.remove_attribute(optimizer, "apply")
+        if own is not None:
+            keras_seam.set_attribute(optimizer, "apply", own)
 
 
 @contextlib.contextmanager
