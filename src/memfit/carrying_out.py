@@ -75,7 +75,7 @@ def carried_out(model: Any, prepared: Prepared, watcher: Watcher, log: Log) -> t
                 hold_less=functools.partial(given.hold_less, arguments, prepared.queue),
             )
             callbacks = [attention]
-            if prepared.backend.step_costs().own_pages is not None:  # tensors lie on the C library's heap
+            if run.trims:
                 callbacks.append(Trimming(watcher.held, run.most_held))
             if keeper is not None:
                 keeper.between_batches = attention.between_batches
@@ -106,6 +106,10 @@ class _Run:
         self._log = log
         self._around: Around | None = None
         self._put(self.decision)
+        plan, backend = self.decision.plan, prepared.backend
+        self._bound = None if plan.peak is None else recover.bound_on_host(backend, plan.budget)
+        self.trims = self._bound is None and backend.step_costs().own_pages is not None
+        """Whether tensors lie on the C library's heap, and its gaps are not bounded."""
 
     @contextlib.contextmanager
     def recovering(self) -> Iterator[None]:
@@ -115,8 +119,7 @@ class _Run:
         if keras_seam.is_distributed(self._model) or not (survives or self._prepared.replan):
             yield
             return
-        plan = self.decision.plan
-        bound = None if plan.peak is None else recover.bound_on_host(backend, plan.budget)
+        bound = self._bound
         recovery = recover.Recovery(backend, shrink=self._shrink, log=self._log.add, bound=bound) if survives else None
         validation = ForwardStep(self._model, backend, most=None, collected=None, bound=bound)
         self._around = around_train = backend.around(self._model, "train", self._looking(recovery or _as_it_is))
