@@ -106,8 +106,8 @@ class _Run:
         self._log = log
         self._around: Around | None = None
         self._put(self.decision)
-        plan, backend = self.decision.plan, prepared.backend
-        self._bound = None if plan.peak is None else recover.bound_on_host(backend, plan.budget)
+        backend = prepared.backend
+        self._bound = None if self.decision.plan.peak is None else recover.bound_on_host(backend)
         self.trims = self._bound is None and backend.step_costs().own_pages is not None
         """Whether tensors lie on the C library's heap, and its gaps are not bounded."""
 

@@ -23,7 +23,6 @@ from memfit.backends import error_chain
 from memfit.backends.protocol import Backend
 from memfit.budgeting import host
 from memfit.errors import OutOfMemoryError
-from memfit.records import Budget
 from memfit.units import MIB
 
 if TYPE_CHECKING:
@@ -131,19 +130,13 @@ def applied(bound: HostBound | None) -> AbstractContextManager[None]:
     return contextlib.nullcontext() if bound is None else bound.applied()
 
 
-def bound_on_host(backend: Backend, budget: Budget) -> HostBound | None:
-    """What makes a step fail that would take this process above what the machine allows now, or above a larger budget.
-
-    Args:
-        backend: The current backend.
-        budget: Of the run.
+def bound_on_host(backend: Backend) -> HostBound | None:
+    """What makes a step fail that would take this process above what the machine allows now, whatever the budget is.
 
     Returns:
         The bound; None where a failure in host memory ends the process anyway, or the system has no such limit.
     """
-    if not backend.bounds_host:
-        return None
-    return backend.host_bound(max(budget.host_bytes, host.host_ceiling().bytes - _KERNELS_OWN))
+    return backend.host_bound(host.host_ceiling().bytes - _KERNELS_OWN) if backend.bounds_host else None
 
 
 def survives(backend: Backend) -> bool:
