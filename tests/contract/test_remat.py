@@ -185,7 +185,8 @@ CASES = {
     "mlp, no jit": Case(mlp, X, Y, compile={"jit_compile": False}),
     "mlp, eager": Case(mlp, X, Y, compile={"run_eagerly": True}),
     "cnn": Case(cnn, IMAGES, Y, micro=False),
-    "cnn, jit": Case(cnn, IMAGES, Y, micro=False, compile={"jit_compile": True}),
+    # A compiler may add the positions of a bias up in another order: 1.3e-5 was seen once.
+    "cnn, jit": Case(cnn, IMAGES, Y, tolerance=2e-5, micro=False, compile={"jit_compile": True}),
     "residual": Case(residual, X, Y),
     "dropout": Case(lambda: residual(0.5), X, Y, micro=False),
     "dropout, seeded": Case(lambda: residual(0.5, seed=4), X, Y, micro=False),
