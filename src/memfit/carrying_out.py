@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
 
 from memfit.arranging import Decision
-from memfit.backends import error_chain, keras_order, keras_seam
+from memfit.backends import error_chain, keras_optimizer, keras_order, keras_seam
 from memfit.backends.around import Around, Run, Wrapper
 from memfit.backends.host_bound import HostBound
 from memfit.backends.protocol import Backend
@@ -30,6 +31,9 @@ from memfit.levers.arranged import Arranged
 from memfit.profiling import batches as batches_of
 from memfit.profiling import layers
 from memfit.reporting.log import Log
+
+_ROOMY = 2
+"""A plan that takes so many times less than there is needs no bound, which costs each step some microseconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +111,9 @@ class _Run:
         self._around: Around | None = None
         self._put(self.decision)
         backend = prepared.backend
-        self._bound = None if self.decision.plan.peak is None else recover.bound_on_host(backend)
+        peak = self.decision.plan.peak
+        near = peak is not None and peak.upper * _ROOMY > self.decision.plan.budget.limiting_bytes
+        self._bound = recover.bound_on_host(backend) if near else None
         self.trims = self._bound is None and backend.step_costs().own_pages is not None
         """Whether tensors lie on the C library's heap, and its gaps are not bounded."""
 
@@ -239,23 +245,9 @@ class _Run:
             raise OutOfMemoryError(_out_of_memory_text(self.decision, failure, self._prepared.backend))
 
 
-@contextlib.contextmanager
-def _unbounded_updates(optimizer: Any, bound: HostBound | None) -> Iterator[None]:
+def _unbounded_updates(optimizer: Any, bound: HostBound | None) -> AbstractContextManager[None]:
     """Inside, the bound on memory does not hold while weights are written: that cannot be undone."""
-    if bound is None:
-        yield
-        return
-    apply = optimizer.apply
-
-    def lifted(*arguments: Any, **keywords: Any) -> Any:
-        with bound.lifted():
-            return apply(*arguments, **keywords)
-
-    keras_seam.set_attribute(optimizer, "apply", lifted)
-    try:
-        yield
-    finally:
-        keras_seam.remove_attribute(optimizer, "apply")
+    return contextlib.nullcontext() if bound is None else keras_optimizer.applying_in(optimizer, bound.lifted)
 
 
 def _as_it_is(run: Run, batch: Any) -> Any:

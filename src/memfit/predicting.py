@@ -24,8 +24,7 @@ WEAK_MARGIN = 0.25
 
 
 _USED_AGAIN = 0.5
-"""Of what tests of the smallest batch leave with the process, what steps are sure to use: all of it was seen, and about half
-after tests of larger batches."""
+"""Of what tests of the smallest batch leave with the process, what steps use again: from about half to all of it was seen."""
 
 _NOTHING = Estimate(0, 0, "")
 

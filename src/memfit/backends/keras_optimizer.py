@@ -6,13 +6,14 @@ The rule of ``keras_seam`` holds here too: each private name has a test in ``tes
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
 
 from memfit.backends import keras_saving
-from memfit.backends.keras_seam import set_attribute
+from memfit.backends.keras_seam import remove_attribute, set_attribute
 
 
 def optimizer_index(optimizer: Any, variable: Any) -> int:
@@ -50,6 +51,24 @@ def slots_to_come(optimizer: Any, rank: int) -> int:
     except Exception:  # noqa: BLE001 - an optimizer of the user's own, of which nothing is known then
         return 0
     return sum(len(variable.shape) == rank for variable in twin.variables[before:]) if rank else 0
+
+
+@contextlib.contextmanager
+def applying_in(optimizer: Any, surroundings: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Inside, each of the optimizer's updates runs in a context of its own; such blocks may lie in one another."""
+    apply, own = optimizer.apply, vars(optimizer).get("apply")
+
+    def surrounded(*arguments: Any, **keywords: Any) -> Any:
+        with surroundings():
+            return apply(*arguments, **keywords)
+
+    set_attribute(optimizer, "apply", surrounded)
+    try:
+        yield
+    finally:
+        remove_attribute(optimizer, "apply")
+        if own is not None:
+            set_attribute(optimizer, "apply", own)
 
 
 def share_progress(source: Any, target: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from memfit import units
-from memfit.backends import keras_losses, keras_seam
+from memfit.backends import keras_losses, keras_optimizer, keras_seam
 from memfit.backends.on_torch import workspace
 from memfit.backends.on_torch.c_heap import CHeap
 from memfit.backends.on_torch.live_storages import LiveStorages, fake_mode
@@ -157,19 +157,14 @@ def _readable(optimizer: Any, live: LiveStorages, where: Whereabouts) -> Iterato
 
     They scale what it writes and choose between an update and none, so that 1 serves for the memory.
     """
-    apply, own = optimizer.apply, vars(optimizer).get("apply")
 
-    def readable(*arguments: Any, **keywords: Any) -> Any:
+    @contextlib.contextmanager
+    def updating() -> Iterator[None]:
         with live.scalars_read_as(1), where.updating():
-            return apply(*arguments, **keywords)
+            yield
 
-    keras_seam.set_attribute(optimizer, "apply", readable)
-    try:
+    with keras_optimizer.applying_in(optimizer, updating):
         yield
-    finally:
-        keras_seam.remove_attribute(optimizer, "apply")
-        if own is not None:
-            keras_seam.set_attribute(optimizer, "apply", own)
 
 
 @contextlib.contextmanager
