@@ -3,6 +3,7 @@
     python benchmarks/planning.py --backend torch [--models unet ...] [--budgets 75 50 25 15] [--batch middle]
     python benchmarks/planning.py --backend torch --largest [--models vgg16 ...]
     python benchmarks/planning.py --backend torch --pages [--models unet ...]
+    python benchmarks/planning.py --backend torch --groups [--models transformer ...]
     python benchmarks/planning.py --backend tensorflow --xla [--models unet ...]
     python benchmarks/planning.py --summary benchmarks/results/planning-*.jsonl
 
@@ -16,6 +17,8 @@ settings without a cap, measured before: which of them is tried under the cap, n
 ``planning_bytes`` is the most that was held before training began, beyond what was held before ``fit``.
 
 ``--pages``: a step in two parts with its tensors on the heap, and with large ones in pages of their own, three times in turn.
+
+``--groups``: the whole of the smallest batch with the weights updated at once, and in groups, three times in turn.
 
 ``--xla``: the plain step compiled with ``jit_compile=True`` and with False, three times in turn.
 
@@ -63,7 +66,8 @@ class Job:
         batch_size: Samples of a batch.
         way: "plain" for ``model.fit``, "xla" and "no xla" for it with ``jit_compile`` set, "hand" for a plan by hand, "memfit".
         parts: Of a plan by hand.
-        recomputed: The same: one of ``RECOMPUTED``, "smallest", or "pages" for none and large tensors in pages of their own.
+        recomputed: The same: one of ``RECOMPUTED``, "smallest", "groups" for none and the weights updated in groups, or "pages"
+            for none and large tensors in pages of their own.
     """
 
     model: str
@@ -98,8 +102,8 @@ def by_hand(model: Any, batch: Any, job: Job) -> Any:
     from memfit.levers import remat
     from memfit.records import Levers, Plan
 
-    levers = Levers(own_pages=job.recomputed == "pages")
-    if job.recomputed not in ("none", "pages"):
+    levers = Levers(own_pages=job.recomputed == "pages", grouped_update=job.recomputed == "groups")
+    if job.recomputed not in ("none", "pages", "groups"):
         chain = remat.chain(model, batch)
         chosen = {
             "half": lambda: remat.choose(chain, chain.plain_bytes // 2) or remat.ladder(chain)[-1],
@@ -291,6 +295,15 @@ def pages(name: str, backend: str) -> dict[str, Any]:
     return {"backend": backend, "model": name, "batch_size": batch_size, "budget": "pages", **in_turn(jobs, backend)}
 
 
+def groups(name: str, backend: str) -> dict[str, Any]:
+    """A step of few samples with all weights updated at once and in groups."""
+    import prediction_models
+
+    batch_size = int(prediction_models.MODELS[name].batches[0])
+    jobs = {"at_once": Job(name, batch_size, "hand"), "groups": Job(name, batch_size, "hand", 1, "groups")}
+    return {"backend": backend, "model": name, "batch_size": batch_size, "budget": "groups", **in_turn(jobs, backend)}
+
+
 def xla(name: str, backend: str) -> dict[str, Any]:
     """The plain step with XLA and without."""
     batch_size = middle(name)
@@ -331,6 +344,11 @@ def line(row: dict[str, Any]) -> str:
     if row.get("budget") == "pages":
         heap, own = (f"{row[f'{way}_seconds']:.3f} s, {text(row[f'{way}_bytes'])}" for way in ("heap", "own_pages"))
         return f"{head} in 2 parts: heap {heap}; own pages {own}"
+    if row.get("budget") == "groups":
+        at_once, grouped = (
+            f"{row[f'{way}_seconds']:.3f} s, {text(row[f'{way}_bytes'])}" for way in ("at_once", "groups")
+        )
+        return f"{head} updated at once {at_once}; in groups {grouped}"
     if row.get("budget") == "xla":
         on, off = (f"{row[f'{way}_seconds']:.3f} s, {text(row[f'{way}_bytes'])}" for way in ("xla", "no_xla"))
         return f"{head} with XLA {on}; without {off}"
@@ -387,6 +405,7 @@ def main() -> None:
     parser.add_argument("--batch", choices=("small", "middle", "large"), default="middle")
     parser.add_argument("--largest", action="store_true")
     parser.add_argument("--pages", action="store_true")
+    parser.add_argument("--groups", action="store_true")
     parser.add_argument("--xla", action="store_true")
     parser.add_argument("--known-grid", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -403,7 +422,7 @@ def main() -> None:
     os.environ["KERAS_BACKEND"] = given.backend
     out = given.out or Path(__file__).parent / "results" / f"planning-{given.backend}.jsonl"
     for name in given.models:
-        asked = next((one for one in (largest, pages, xla) if getattr(given, one.__name__)), None)
+        asked = next((one for one in (largest, pages, groups, xla) if getattr(given, one.__name__)), None)
         if asked is not None:
             found = iter([asked(name, given.backend)])
         else:

@@ -71,6 +71,8 @@ class Levers:
         own_pages: On a CPU, whether large tensors get pages of their own, which go back to the system when they are freed,
             and are faulted in anew each time: fewer bytes, more time. Exact.
         xla_off: Whether the steps of a model that is compiled with XLA are made without it. Exact to rounding.
+        grouped_update: Whether an optimizer that updates all weights at once, with temporary arrays of their size, updates a
+            group of them after the other. Exact.
     """
 
     remat: Remat | None = None
@@ -78,6 +80,7 @@ class Levers:
     optimizer_state: str | None = None
     own_pages: bool = False
     xla_off: bool = False
+    grouped_update: bool = False
 
     def __bool__(self) -> bool:
         return self != Levers()
@@ -86,6 +89,11 @@ class Levers:
     def exact(self) -> bool:
         """Whether the result stays that of the plain step."""
         return self.precision is None and self.optimizer_state is None
+
+    @property
+    def computing(self) -> Levers:
+        """Those that change what is computed, or in which order: to be compared with the plain step on the user's model."""
+        return Levers(self.remat, self.precision, self.optimizer_state)
 
     @property
     def text(self) -> str:
@@ -102,6 +110,8 @@ class Levers:
             words.append("large tensors in pages of their own")
         if self.xla_off:
             words.append("the step compiled without XLA")
+        if self.grouped_update:
+            words.append("weights updated in groups")
         return ", ".join(words)
 
     @classmethod
@@ -126,6 +136,7 @@ class StepCosts:
         own_pages: What tensors in pages of their own add, relative to the plain step; None where that is no choice.
         without_xla: What a step takes more without XLA, relative to the plain step of a model that is compiled with it; None
             where that is no choice.
+        update_group_bytes: Of the weights of a group, where optimizers update all at once; None where none does.
         fresh_pages: Whether each step gets the memory for its activations anew from the system, which faults in every page.
 
     Example:
@@ -140,6 +151,7 @@ class StepCosts:
     efficiency: float
     own_pages: float | None = None
     without_xla: float | None = None
+    update_group_bytes: int | None = None
     fresh_pages: bool = False
 
     def recomputed(self, again: float, *, kept: float = 1.0, faulting: float = 0.0) -> float:

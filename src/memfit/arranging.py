@@ -13,7 +13,8 @@ from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.levers import allowed, apart, micro_batch, remat, rungs, without_xla
 from memfit.levers.pulled import pulled
 from memfit.levers.verification import Verification, verified
-from memfit.planning import attempt, fastest, planner
+from memfit.levers.ways import ways
+from memfit.planning import attempt, fastest, guess, planner
 from memfit.planning.attempt import Attempt
 from memfit.planning.fastest import Found, Option, Search
 from memfit.planning.request import Request
@@ -27,9 +28,6 @@ from memfit.units import GIB, MIB, text
 
 _WORTH = 0.02
 """A further option is analysed where it may save this share of a step's time."""
-
-_HALF = 0.5
-"""What half precision leaves of a step's activations at the least."""
 
 _UNKNOWN_PART = 0.02
 """What a part is said to add to the time of a step where the model's operations cannot be counted."""
@@ -48,9 +46,6 @@ _SAFE_ROOM = 192 * MIB
 
 _ROOM_TO_COMPILE = 2 * GIB
 """Where there is more room, no step is asked what compiling it takes."""
-
-_OPTIMISM = 0.75
-"""Of what a lever is guessed to leave of a step; what even this puts above the budget is not analysed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +111,14 @@ class Arrangements:
         """
         attempts = self._request.attempt if ceiling is None else None
         try:
-            return self._fastest(self._request.budget.limiting_bytes if ceiling is None else ceiling, attempts)
+            found = self._fastest(self._request.budget.limiting_bytes if ceiling is None else ceiling, attempts)
         except Exception as error:
             if self._begun is None or isinstance(error, DoesNotFitError) or not self._backend.is_out_of_memory(error):
                 raise
             what = f"Memory ran out before the first step of an attempt ({self._begun}): {error}"
             raise OutOfMemoryError(what) from error
+        self.prediction.planned_here()
+        return found
 
     def _fastest(self, ceiling: int, attempts: Attempt | None) -> Decision:
         self._refuse_uncompiled(ceiling, attempts)
@@ -166,7 +163,7 @@ class Arrangements:
             if proof.agrees:
                 break
             self._dropped.append(proof.reason)
-            self._disproved.add(dataclasses.replace(search.fastest.option.key, own_pages=False))
+            self._disproved.add(search.fastest.option.key.computing)
         plan = planner.arranged(batch_size, self._request.budget, whole, search)
         split = None if plan.micro_batch_size is None else self._split(plan.micro_batch_size)
         plan = plan.because(*self._dropped, proof.reason, *self._could_allow(ceiling))
@@ -254,12 +251,12 @@ class Arrangements:
         """
         if not self._is_small(ceiling):
             return None
-        plain, *others = sorted(self._options(), key=lambda one: (bool(one.key), one.key.xla_off, one.time))
+        plain, *others = sorted(self._options(), key=lambda one: (bool(one.key.computing), one.time))
         batch_size = self._batches.batch_size or 1
-        without_xla = [one for one in others if one.key == Levers(xla_off=True)]
-        asked = [Found(plain, batch_size, whole, plain.time)]
+        without_xla = [one for one in others if one.key.xla_off and not one.key.computing]
+        asked = [Found(Option(NO_LEVERS), batch_size, whole, 1.0)]
         asked += [Found(one, batch_size, self.prediction.peak(None, one.key), one.time) for one in without_xla]
-        for size, some in ((1, (plain, *without_xla, *others[-1:])), (batch_size, others)):
+        for size, some in ((1, (plain, *without_xla, *others[-1:])), (batch_size, (plain, *others))):
             for option in some:
                 split = Split(size) if size < batch_size else None
                 if self._guessed(whole, option.key, size) <= ceiling:
@@ -312,18 +309,16 @@ class Arrangements:
 
     def _options(self) -> list[Option[Levers]]:
         """Every rung of recomputation with every combination of the other levers."""
-        own_pages, without_xla = self._backend.step_costs().own_pages, self._without_xla
-        ways = [(False, False, 0.0)]
-        ways += [] if own_pages is None else [(True, False, own_pages)]
-        ways += [] if without_xla is None else [(False, True, without_xla)]
-        return [
-            Option(
-                dataclasses.replace(inexact.levers, remat=rung, own_pages=own, xla_off=off), inexact.time * time + more
-            )
+        computed = [
+            (dataclasses.replace(inexact.levers, remat=rung), inexact.time * time)
             for inexact in self._inexact()
             for rung, time in self._rungs()
-            for own, off, more in ways
-            if dataclasses.replace(inexact.levers, remat=rung) not in self._disproved
+        ]
+        return [
+            Option(way, time + more)
+            for levers, time in computed
+            if levers not in self._disproved
+            for way, more in ways(self._model, self._backend, levers)
         ]
 
     def _rungs(self) -> list[tuple[Remat | None, float]]:
@@ -337,29 +332,25 @@ class Arrangements:
         return self._peaks.peak(None if whole else self._split(size), levers, ceiling)
 
     def _guessed(self, whole: Estimate, levers: Levers, size: int) -> int:
-        """A bound from below: the step scaled by the share of the samples and of the activations that are kept.
-
-        What is fixed is not scaled. It also bounds what analysing another step takes: TensorFlow traces its graph.
-        """
+        """A bound from below; what it puts above the ceiling is not analysed."""
         kept = 1.0
         if levers.remat is not None:
             chain = self._chain()
             kept = remat.peak_bytes(chain, levers.remat) / max(1, chain.plain_bytes)
-        if levers.precision is not None:
-            kept *= _HALF
         if levers.xla_off:
             whole = self.prediction.peak(None, Levers(xla_off=True))
-        idle = self.prediction.idle()
-        share = kept * size / (self._batches.batch_size or 1)
-        step = whole.fixed + share * max(0, whole.upper - idle - whole.fixed)
-        return int(idle - allowed.saved_bytes(self._model, levers) + _OPTIMISM * step)
+        share, idle = size / (self._batches.batch_size or 1), self.prediction.idle()
+        saved = allowed.saved_bytes(self._model, levers)
+        return guess.from_below(
+            whole, levers, idle=idle, share=share, kept=kept, gradients=self.prediction.gradients, saved=saved
+        )
 
     def _proof(self, found: Found[Levers], *, tested: bool) -> Verification:
         """The comparison with the plain step; of micro-batches alone the test of separability is the proof.
 
         An attempt in a room too small for any test is not compared: the comparison takes more than what is attempted.
         """
-        computing = dataclasses.replace(found.option.key, own_pages=False, xla_off=False)
+        computing = found.option.key.computing
         if not computing and found.size >= (self._batches.batch_size or 1):
             return Verification(True, None, "the step is the plain step")
         if not computing:

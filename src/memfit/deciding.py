@@ -107,6 +107,7 @@ def _predicted_smaller(
 ) -> Decision | None:
     arrangements = decision.arrangements or Arrangements(model, batches, request, backend)
     prediction = arrangements.prediction
+    prediction.reckon_with_failed()
     budget, idle = request.budget.limiting_bytes, prediction.idle()
     failed = prediction.peak(decision.split, decision.plan.levers).upper
     while prediction.caution < 1.0 and failed <= budget:

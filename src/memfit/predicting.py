@@ -24,7 +24,8 @@ WEAK_MARGIN = 0.25
 
 
 _USED_AGAIN = 0.5
-"""Of what tests of the smallest batch leave with the process, what steps use again: from about half to all of it was seen."""
+"""Of what tests of the smallest batch, or a step that failed, leave with the process, what steps use again: from about half to
+all of it was seen."""
 
 _NOTHING = Estimate(0, 0, "")
 
@@ -80,7 +81,8 @@ class Predictions:
         self._queued = queued
         self._reading = reading
         self.caution = caution
-        self._left_by_tests = 0
+        self._left = self._left_as_planned = 0
+        self._held_as_planned: int | None = None
         self._analyses: dict[tuple[Split | None, Levers], Estimate | None] = {}
         self._held = peak.holdings(model, spec)
         self._correction_key = cache.correction_key(model, backend)
@@ -250,7 +252,7 @@ class Predictions:
     def _on_top_of_base(self, step: Estimate) -> Estimate:
         waiting = self._queued * self._held.inputs + self._reading
         found = peak.on_top_of_now(step, waiting=waiting, backend=self._backend).cautious(self.caution)
-        return dataclasses.replace(found, bytes=found.bytes - min(self._left_by_tests, step.bytes))
+        return dataclasses.replace(found, bytes=found.bytes - min(self._left, step.bytes))
 
     @contextlib.contextmanager
     def testing(self) -> Iterator[None]:
@@ -262,4 +264,15 @@ class Predictions:
             if self._backend.keeps_freed(self._model):
                 self._backend.release()
                 left = self._on_top_of_base(_NOTHING).bytes - before
-                self._left_by_tests += max(0, int(_USED_AGAIN * left))
+                self._left += max(0, int(_USED_AGAIN * left))
+
+    def planned_here(self) -> None:
+        """Remembers what is held as a plan is made."""
+        self._held_as_planned, self._left_as_planned = self._on_top_of_base(_NOTHING).bytes, self._left
+
+    def reckon_with_failed(self) -> None:
+        """After a step that ran out of memory: what it has left with the process is what the step in its place takes first."""
+        if self._held_as_planned is None:
+            return
+        left = self._on_top_of_base(_NOTHING).bytes - self._held_as_planned
+        self._left = self._left_as_planned + max(0, int(_USED_AGAIN * left))

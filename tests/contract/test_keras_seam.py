@@ -259,6 +259,20 @@ def test_an_adam_has(name: str) -> None:
     assert hasattr(adam, name), gone(f"Adam.{name}")
 
 
+def test_an_update_is_one_call_with_gradients_variables_and_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where all weights are updated at once, that call hands them to ``_parallel_update_step``."""
+    adam, variables, seen = keras.optimizers.Adam(), built().trainable_variables, []
+    adam.build(variables)
+    at_once = hasattr(adam, "_parallel_update_step")
+    assert at_once == keras_optimizer.updates_all_at_once(adam)
+    assert at_once == (keras.backend.backend() == "torch"), gone("TorchParallelOptimizer")
+    name = "_parallel_update_step" if at_once else "_backend_update_step"
+    monkeypatch.setattr(adam, name, lambda *arguments: seen.append(arguments))
+    adam.apply([keras.ops.ones(variable.shape) for variable in variables], variables)
+    ((gradients, updated, _),) = seen
+    assert len(gradients) == len(updated) == len(variables), gone(f"Adam.{name}")
+
+
 def test_excluded_weights_are_kept_as_a_set_and_a_pattern() -> None:
     adam, other = keras.optimizers.AdamW(), keras.optimizers.AdamW()
     adam.exclude_from_weight_decay(var_names=["bias"])

@@ -18,6 +18,7 @@ levers = st.builds(
     precision=st.sampled_from([None, "mixed_bfloat16", "mixed_float16"]),
     own_pages=st.booleans(),
     xla_off=st.booleans(),
+    grouped_update=st.booleans(),
 )
 plans = st.builds(
     Plan,
@@ -83,7 +84,9 @@ def test_levers_say_what_is_pulled() -> None:
     assert Levers(precision="mixed_float16").text == "computed in float16 where that is safe"
     assert Levers(own_pages=True).text == "large tensors in pages of their own"
     assert Levers(xla_off=True).text == "the step compiled without XLA"
-    assert Levers(own_pages=True, xla_off=True).exact
+    assert Levers(grouped_update=True).text == "weights updated in groups"
+    assert Levers(own_pages=True, xla_off=True, grouped_update=True).exact
+    assert Levers(remat, own_pages=True, xla_off=True, grouped_update=True).computing == Levers(remat)
     both = Levers(remat, precision="mixed_bfloat16").text
     assert both == "2 segments recomputed in the backward pass, computed in bfloat16 where that is safe"
 

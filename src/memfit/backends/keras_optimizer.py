@@ -71,6 +71,74 @@ def applying_in(optimizer: Any, surroundings: Callable[[], AbstractContextManage
             set_attribute(optimizer, "apply", own)
 
 
+_BY_ELEMENT = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "RMSprop")
+"""Keras' own optimizers whose update of all weights at once makes temporary arrays of them all, and computes each element by
+itself, so that it may go group by group: not Nadam, which counts its calls, nor SGD, which makes none."""
+
+
+def updates_all_at_once(optimizer: Any) -> bool:
+    """Whether the optimizer updates all weights in one call, as ``updating_in_groups`` can take apart."""
+    kind = type(getattr(optimizer, "inner_optimizer", optimizer))
+    return (
+        hasattr(kind, "_parallel_update_step") and kind.__module__.startswith("keras.") and kind.__name__ in _BY_ELEMENT
+    )
+
+
+@contextlib.contextmanager
+def updating_in_groups(optimizer: Any, group_bytes: int) -> Iterator[None]:
+    """Inside, the temporary arrays of an update are those of a group of weights, or of some rows of a larger one.
+
+    Args:
+        optimizer: One of which ``updates_all_at_once`` is true, built.
+        group_bytes: Of the weights of a group.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    update = inner._backend_update_step
+
+    def in_groups(gradients: list[Any], variables: list[Any], learning_rate: Any) -> None:
+        group: list[int] = []
+
+        def update_group() -> None:
+            if group:
+                update([gradients[i] for i in group], [variables[i] for i in group], learning_rate)
+            group.clear()
+
+        for index, gradient in enumerate(gradients):
+            if gradient.nbytes > group_bytes:
+                _update_rows(inner, update, gradient, variables[index], learning_rate, group_bytes)
+                continue
+            if sum(gradients[i].nbytes for i in group) + gradient.nbytes > group_bytes:
+                update_group()
+            group.append(index)
+        update_group()
+
+    set_attribute(inner, "_backend_update_step", in_groups)
+    try:
+        yield
+    finally:
+        remove_attribute(inner, "_backend_update_step")
+
+
+def _update_rows(
+    optimizer: Any, update: Callable[..., None], gradient: Any, variable: Any, learning_rate: Any, most_bytes: int
+) -> None:
+    """Updates some rows of a weight after the other: meanwhile it and its slots hold views of them."""
+    index = optimizer_index(optimizer, variable)
+    lists = [held for held in vars(optimizer).values() if isinstance(held, list) and len(held) > index]
+    slots = [held[index] for held in lists if isinstance(held[index], keras.Variable)]
+    holders = [variable, *(slot for slot in slots if slot is not variable and slot.shape == variable.shape)]
+    tensors = [holder._value for holder in holders]
+    rows = max(1, variable.shape[0] * most_bytes // gradient.nbytes)
+    try:
+        for start in range(0, variable.shape[0], rows):
+            for holder, tensor in zip(holders, tensors, strict=True):
+                holder._value = tensor[start : start + rows]
+            update([gradient[start : start + rows]], [variable], learning_rate)
+    finally:
+        for holder, tensor in zip(holders, tensors, strict=True):
+            holder._value = tensor
+
+
 def share_progress(source: Any, target: Any) -> None:
     """Makes iterations, learning rate (variable, schedule or callable) and excluded weights those of another optimizer."""
     for name in _PROGRESS:

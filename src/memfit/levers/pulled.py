@@ -8,7 +8,7 @@ from typing import Any
 
 from memfit.backends import keras_seam
 from memfit.backends.protocol import Backend
-from memfit.levers import optimizer_state, precision, remat, without_xla
+from memfit.levers import grouped_update, optimizer_state, precision, remat, without_xla
 from memfit.records import Levers
 
 
@@ -38,6 +38,8 @@ def pulled(model: Any, levers: Levers, backend: Backend, *, trains: bool = False
     with contextlib.ExitStack() as stack:
         if levers.xla_off:
             stack.enter_context(without_xla.attached(model, backend))
+        if levers.grouped_update:
+            stack.enter_context(grouped_update.attached(model, backend))
         # The optimizer next, as float16 scales the loss around it; segments last: they are traced with their dtypes.
         if levers.optimizer_state is not None:
             stack.enter_context(optimizer_state.attached(model, levers.optimizer_state, backend, trains=trains))

@@ -13,6 +13,7 @@ from memfit.backends.on_torch import analysis, bound, memory, oom, precision, re
 from memfit.backends.on_torch.around import TorchAround
 from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
+from memfit.units import MIB
 
 
 class _Torch:
@@ -73,8 +74,15 @@ class _Torch:
         return precision.of_devices()
 
     def step_costs(self) -> StepCosts:
-        own_pages = 0.8 if memory.device_type() == "cpu" else None
-        return StepCosts(0.55, part_seconds=1e-3, layer_seconds=2e-4, efficiency=0.5, own_pages=own_pages)
+        on_cpu = memory.device_type() == "cpu"
+        return StepCosts(
+            0.55,
+            part_seconds=1e-3,
+            layer_seconds=2e-4,
+            efficiency=0.5,
+            own_pages=0.8 if on_cpu else None,
+            update_group_bytes=(4 if on_cpu else 64) * MIB,  # what a cache holds; what keeps a GPU busy
+        )
 
     def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> Any:
         return slots.update_in_chunks(update, gradient, chunks, after=after)
