@@ -151,6 +151,17 @@ def test_every_kind_of_data_is_split_alike(kind: str) -> None:
     assert history.memfit.plan.batch_size == 8
 
 
+def test_a_plan_that_was_refused_costs_a_generator_no_batch() -> None:
+    plain, ours, generator = mlp(), mlp(), as_generator()
+    arguments = {"steps_per_epoch": 5, "verbose": 0, "shuffle": False}
+    plain.fit(X, Y, batch_size=8, **arguments)
+    memfit.plan(ours, generator, **arguments)
+    with pytest.raises(DoesNotFitError):
+        memfit.fit(ours, generator, **arguments, budget=1)
+    memfit.fit(ours, generator, **arguments)
+    same(plain, ours)
+
+
 def test_class_weight_with_a_data_set() -> None:
     images, labels = IMAGES.reshape(24, -1)[:, :6], CLASSES
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -167,14 +168,20 @@ def _py_dataset(dataset: Any, arguments: dict[str, Any]) -> Batches:
     return Batches(spec, keras_seam.flatten(spec)[0].shape[0], None, sample)
 
 
+_looked_at: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""The first batch of generators that were looked at and not trained on yet: a plan that was refused must not cost a batch."""
+
+
 def _generator(generator: Any, arguments: dict[str, Any]) -> tuple[Batches, dict[str, Any]]:
     try:
-        first = next(generator)
+        first = _looked_at[generator] if generator in _looked_at else next(generator)
     except StopIteration:
         raise ArgumentError("The data is empty. Received: a generator that yields nothing.") from None
+    _looked_at[generator] = first
 
     def again() -> Any:
-        yield first
+        if generator in _looked_at:
+            yield _looked_at.pop(generator)
         yield from generator
 
     def sample(count: int) -> Any:
