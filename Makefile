@@ -3,13 +3,18 @@ PYTHON ?= python3
 DEMO := .venv-demo
 DEV := .venv
 BACKENDS := tensorflow jax torch
+SELECTED := -m "not thorough"
 
-.PHONY: demo test check docs unit contract e2e format benchmarks clean
+.PHONY: demo test thorough check docs unit contract e2e format benchmarks clean
 
 demo: $(DEMO)/done
 	KERAS_BACKEND=tensorflow $(DEMO)/bin/memfit demo
 
 test: check docs unit contract e2e
+
+# With every test on every backend: for a change to what all backends share, and before a release.
+thorough:
+	$(MAKE) test SELECTED=
 
 check: $(DEV)/done
 	$(DEV)/bin/ruff format --check src tests benchmarks docs/conf.py docs/notebooks
@@ -29,7 +34,7 @@ contract: $(DEV)/done
 	$(MAKE) -j2 --output-sync=target $(BACKENDS:%=contract-%)
 
 contract-%: $(DEV)/done
-	KERAS_BACKEND=$* $(DEV)/bin/python -m pytest -q tests/contract
+	KERAS_BACKEND=$* $(DEV)/bin/python -m pytest -q tests/contract $(SELECTED)
 
 e2e: $(DEV)/done
 	$(DEV)/bin/python -m pytest -q tests/e2e

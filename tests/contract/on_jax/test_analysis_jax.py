@@ -145,6 +145,7 @@ def test_the_run_finds_the_compiled_step(split: Split | None, compilations: list
         model = built(cnn(), images(8))
         if analysed:
             analysis.step_bytes(model, images(8), split)
+            analysis.prepare(model, images(8), split)
         del compilations[:]
         detach = step.attach(model, split)
         model.fit(x, y, batch_size=8, verbose=0)

@@ -1,6 +1,7 @@
 """What one training step takes on JAX: XLA's buffer assignment of the very programs that the run will call.
 
-Compiling is the cost, and it is paid once: the functions are kept for ``attach``, and JAX finds their executables again.
+Compiling is the cost. The plain step, which most runs take, is compiled once: its function is kept for ``attach``, and JAX
+finds the executable again. Others are compiled quickly on a CPU, to the same buffers, and the chosen one again before the run.
 The compiler takes up to half a GiB while it runs (ResNet50); what it frees is given back to the system.
 """
 
@@ -17,7 +18,7 @@ import keras
 from memfit import units
 from memfit.backends import host_allocator, keras_seam
 from memfit.backends.on_jax import moment, scratch
-from memfit.backends.on_jax.step import PlainStep, Step, compiles_whole, is_prepared, prepared
+from memfit.backends.on_jax.step import PlainStep, Step, compiles_whole, is_prepared, prepared, quick_options
 from memfit.backends.protocol import StepKind
 from memfit.records import Estimate, Moment, Split
 
@@ -30,6 +31,8 @@ _COMPILING_LINE = 50 * units.KIB
 """What XLA's compiler takes on a CPU with two cores, by lines of StableHLO (benchmarks/compiling.py): for ten models of 368 to
 12,793 lines 55 to 813 MiB, of which these two make 0.7 to 2.4 times as much. Most of it is code that waits until all kernels
 are made; optimising less, or compiling one after the other, changed nothing."""
+_Options = dict[str, Any] | None
+
 _FIXED = 16 * units.MIB
 _SHARE = 0.04
 
@@ -49,9 +52,20 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
     """
     if not compiles_whole(model):
         return None
+    plain = split is None and keras_seam.remat_of(model) is None and keras_seam.precision_of(model) is None
+    return _step_bytes(model, batch, split, kind, None if plain and kind == "train" else quick_options())
+
+
+def _step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind, options: _Options) -> Estimate:
     specs = keras_seam.map_leaves(_array_spec, batch)
     try:
-        return _compiled_bytes(model, specs, split, kind)
+        if kind != "train":
+            return _estimate(2 * _nbytes(specs), _program(_lowered_other(model, specs, kind).compile(options), model))
+        step = prepared(model, split)
+        step.is_compiled = step.is_compiled or options is None
+        if isinstance(step, Step):
+            return _split_bytes(step, model, specs, split, options)
+        return _estimate(2 * _nbytes(specs), _program(_lowered(step, model, specs).compile(options), model))
     finally:
         # A step and its jitted functions refer to each other: one that is kept no longer is freed here.
         gc.collect()
@@ -72,25 +86,16 @@ def compiling_bytes(model: Any, batch: Any) -> int:
 
 def prepare(model: Any, batch: Any, split: Split | None) -> None:
     """Compiles the training step for ``attach``, if none is kept. Arguments as of ``step_bytes``."""
-    if compiles_whole(model) and not is_prepared(model, split):
-        step_bytes(model, batch, split)
-
-
-def _compiled_bytes(model: Any, specs: Any, split: Split | None, kind: StepKind) -> Estimate:
-    if kind != "train":
-        return _estimate(2 * _nbytes(specs), _program(_compiled_other(model, specs, kind), model))
-    step = prepared(model, split)
-    if isinstance(step, Step):
-        return _split_bytes(step, model, specs, split)
-    return _estimate(2 * _nbytes(specs), _program(_lowered(step, model, specs).compile(), model))
+    if compiles_whole(model) and not (is_prepared(model, split) and prepared(model, split).is_compiled):
+        _step_bytes(model, batch, split, "train", None)
 
 
 def _lowered(step: PlainStep, model: Any, specs: Any) -> Any:
     return step.jitted.lower(_state_specs(model), keras.utils.pack_x_y_sample_weight(*specs))
 
 
-def _compiled_other(model: Any, batch: Any, kind: StepKind) -> Any:
-    """The validation or prediction step, compiled as Keras compiles it."""
+def _lowered_other(model: Any, batch: Any, kind: StepKind) -> Any:
+    """The validation or prediction step, to be compiled as Keras compiles it."""
     trainable, others, _, metrics = _state_specs(model)
 
     def test_step(state: Any, data: Any) -> Any:
@@ -102,11 +107,11 @@ def _compiled_other(model: Any, batch: Any, kind: StepKind) -> Any:
 
     if kind == "test":
         state, data = (trainable, others, metrics), keras.utils.pack_x_y_sample_weight(*batch)
-        return jax.jit(test_step, donate_argnums=0).lower(state, data).compile()
-    return jax.jit(predict_step, donate_argnums=0).lower((trainable, others), (batch[0],)).compile()
+        return jax.jit(test_step, donate_argnums=0).lower(state, data)
+    return jax.jit(predict_step, donate_argnums=0).lower((trainable, others), (batch[0],))
 
 
-def _split_bytes(step: Step, model: Any, batch: Any, split: Split | None) -> Estimate:
+def _split_bytes(step: Step, model: Any, batch: Any, split: Split | None, options: _Options) -> Estimate:
     assert split is not None
     trainable, others, optimizer, metrics = _state_specs(model)
     programs = []
@@ -114,16 +119,16 @@ def _split_bytes(step: Step, model: Any, batch: Any, split: Split | None) -> Est
     counts = None
     if step.may_count:
         counts = jax.eval_shape(step.counts, trainable, others, part)
-        programs.append(_program(step.jitted_counts.lower(trainable, others, part).compile(), model))
+        programs.append(_program(step.jitted_counts.lower(trainable, others, part).compile(options), model))
         counts = None if all(count is None for count in counts) else counts
     sums = jax.eval_shape(step.zeros, trainable)
     fraction = jax.ShapeDtypeStruct((), "float32")
     arguments = (trainable, others, metrics, optimizer, sums, part, fraction, counts)
     *_, sums, logs = jax.eval_shape(step.part, *arguments)
-    programs.append(_program(step.jitted_part.lower(*arguments).compile(), model))
+    programs.append(_program(step.jitted_part.lower(*arguments).compile(options), model))
     num_samples = keras_seam.flatten(batch)[0].shape[0]
-    update = step.jitted_update.lower(trainable, others, optimizer, metrics, sums, logs, num_samples).compile()
-    updating = _program(update, model)
+    update = step.jitted_update.lower(trainable, others, optimizer, metrics, sums, logs, num_samples)
+    updating = _program(update.compile(options), model)
     if updating.moment is not None:
         updating = dataclasses.replace(updating, moment=dataclasses.replace(updating.moment, phase="update"))
     programs.append(updating)

@@ -74,7 +74,7 @@ def prepared(model: Any, split: Split | None) -> Step | PlainStep:
 
 
 def is_prepared(model: Any, split: Split | None) -> bool:
-    """Whether ``attach`` with this split and these levers would find a step."""
+    """Whether ``attach`` with this split and these levers would find a step, traced and maybe compiled."""
     marks, arrangement, _ = vars(model).get(_PREPARED, (None, None, None))
     return arrangement == _arrangement(model, split) and _same(marks, keras_seam.compile_marks(model))
 
@@ -129,8 +129,7 @@ def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[
             )
             return loss, others
 
-        step = kept.setdefault("gradient", _compiled(model, jax.value_and_grad(loss_of, has_aux=True)))
-        _compile_first(step, trainable, others, batch)
+        step = kept.setdefault("gradient", _Quick(_compiled(model, jax.value_and_grad(loss_of, has_aux=True))))
         (total, others), grads = step(trainable, others, batch)
         total = total / model.optimizer.scale_loss(1.0)
     else:
@@ -147,11 +146,33 @@ def _compiled(model: Any, function: Callable[..., Any], **options: Any) -> Any:
     return jax.jit(function, **options) if model.jit_compile and not model.run_eagerly else function
 
 
-def _compile_first(function: Any, *arguments: Any) -> None:
-    """Compiles a jitted function for a call, and gives back what the compiler took before the call takes its own."""
-    if hasattr(function, "lower"):
-        function.lower(*arguments).compile()
-        host_allocator.trim()
+def quick_options() -> dict[str, Any] | None:
+    """How to compile what is analysed, or runs on a tiny batch: on a CPU without optimizing the code, in half the time.
+
+    The buffers are the same to the byte (benchmarks/compiling.py).
+    """
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
+class _Quick:
+    """A function that is compiled quickly for the shapes that it is called with, where it is jitted.
+
+    What the compiler took is given back before the call takes its own.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._programs: dict[Any, Any] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        if not hasattr(self._function, "lower"):
+            return self._function(*arguments)
+        shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(arguments))
+        if shapes not in self._programs:
+            lowered = self._function.lower(*arguments)
+            self._programs[shapes] = lowered.compile(compiler_options=quick_options())
+            host_allocator.trim()
+        return self._programs[shapes](*arguments)
 
 
 def _values(model: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
@@ -161,7 +182,13 @@ def _values(model: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
 
 
 class PlainStep:
-    """Keras' own train step, compiled as Keras compiles it: ``step(state, data) -> (logs, state)``."""
+    """Keras' own train step, compiled as Keras compiles it: ``step(state, data) -> (logs, state)``.
+
+    Attributes:
+        is_compiled: Whether an analysis has compiled it as it is to run.
+    """
+
+    is_compiled = False
 
     def __init__(self, model: Any) -> None:
         # A function of its own: jitting the bound method again, as Keras does, would find this one's trace.
@@ -174,7 +201,13 @@ class PlainStep:
 
 
 class Step:
-    """The micro-batched train step: ``step(state, data) -> (logs, state)``, as Keras' JAX trainer calls it."""
+    """The micro-batched train step: ``step(state, data) -> (logs, state)``, as Keras' JAX trainer calls it.
+
+    Attributes:
+        is_compiled: Whether an analysis has compiled it as it is to run.
+    """
+
+    is_compiled = False
 
     def __init__(self, model: Any, split: Split) -> None:
         self._model = model
@@ -209,14 +242,12 @@ class Step:
         trainable, others, optimizer, metrics = state
         num_samples = _num_samples(batch)
         counts = self._total_counts(trainable, others, batch)
-        part = self.jitted_part if donate else _compiled(self._model, lambda *arguments: self.part(*arguments))
+        part = self.jitted_part if donate else _Quick(_compiled(self._model, lambda *arguments: self.part(*arguments)))
         sums = self.zeros(trainable)
         logs: Any = {}
         for piece in _parts(batch, num_samples, self._size):
             fraction = np.float32(_num_samples(piece) / num_samples)
             arguments = (trainable, others, metrics, optimizer, sums, piece, fraction, counts)
-            if not donate:
-                _compile_first(part, *arguments)
             others, metrics, sums, logs = part(*arguments)
         return sums, others, metrics, logs
 
