@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import memfit
-from memfit import arranging, backends
+from memfit import backends
 from memfit.backends import keras_seam
 from memfit.backends.half_precision import HalfPrecision
 from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.levers import allowed, micro_batch
+from memfit.planning import guess
 from memfit.predicting import Predictions
 from memfit.records import NO_LEVERS, Estimate, Levers, Split, TensorSpec
 
@@ -78,7 +79,7 @@ def test_optimizer_state_is_kept_in_8_bits_where_that_is_allowed_and_needed() ->
 def test_layers_compute_in_half_precision_where_that_is_allowed_and_needed() -> None:
     ours = model()
     report = memfit.fit(ours, X, Y, **RUN | {"batch_size": 4}, allow={"precision"}).memfit
-    assert report.plan.levers == Levers(precision="mixed_bfloat16")
+    assert report.plan.levers.computing == Levers(precision="mixed_bfloat16")
     assert not report.plan.exact
     assert "gradients differ from float32's by" in str(report.plan)
     assert {layer.dtype_policy.name for layer in ours.layers} == {"float32"}
@@ -118,7 +119,7 @@ def test_under_a_small_room_a_whole_batch_is_not_refused_for_what_a_split_one_wo
 
     monkeypatch.setattr(Predictions, "peak", peak)
     monkeypatch.setattr(Predictions, "idle", lambda self: 600 * MIB)
-    monkeypatch.setattr(arranging, "_OPTIMISM", 0.0)  # nothing is left out by a guess
+    monkeypatch.setattr(guess, "_OPTIMISM", 0.0)  # nothing is left out by a guess
     plan = memfit.plan(model(), X, Y, **RUN | {"batch_size": 4, "budget": 745 * MIB})
     assert plan.levers.remat is not None
     assert plan.micro_batch_size is None
@@ -136,7 +137,7 @@ def test_where_no_tiny_batch_fits_the_model_is_not_tested_and_not_split(monkeypa
     monkeypatch.setattr(Predictions, "peak", peak)
     monkeypatch.setattr(Predictions, "crude", lambda self: Estimate(5000 * MIB, 0, "scripted"))
     monkeypatch.setattr(Predictions, "idle", lambda self: 600 * MIB)
-    monkeypatch.setattr(arranging, "_OPTIMISM", 0.0)
+    monkeypatch.setattr(guess, "_OPTIMISM", 0.0)
     monkeypatch.setattr(micro_batch, "separability", never)
     # A sample takes 175 MiB of 300: one can be compared, two cannot.
     plan = memfit.plan(model(), X, Y, **RUN | {"batch_size": 4, "budget": 900 * MIB})

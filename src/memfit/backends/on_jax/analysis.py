@@ -62,10 +62,12 @@ def _step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind, opt
         if kind != "train":
             return _estimate(2 * _nbytes(specs), _program(_lowered_other(model, specs, kind).compile(options), model))
         step = prepared(model, split)
-        step.is_compiled = step.is_compiled or options is None
         if isinstance(step, Step):
-            return _split_bytes(step, model, specs, split, options)
-        return _estimate(2 * _nbytes(specs), _program(_lowered(step, model, specs).compile(options), model))
+            found = _split_bytes(step, model, specs, split, options)
+        else:
+            found = _estimate(2 * _nbytes(specs), _program(_lowered(step, model, specs).compile(options), model))
+        step.is_compiled = step.is_compiled or options is None
+        return found
     finally:
         # A step and its jitted functions refer to each other: one that is kept no longer is freed here.
         gc.collect()
