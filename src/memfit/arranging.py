@@ -251,7 +251,7 @@ class Arrangements:
         """
         if not self._is_small(ceiling):
             return None
-        plain, *others = sorted(self._options(), key=lambda one: (bool(one.key.computing), one.time))
+        plain, *others = sorted(self._options(), key=lambda one: (bool(one.key.computing), one.key.xla_off, one.time))
         batch_size = self._batches.batch_size or 1
         without_xla = [one for one in others if one.key.xla_off and not one.key.computing]
         asked = [Found(Option(NO_LEVERS), batch_size, whole, 1.0)]

@@ -80,7 +80,7 @@ def model(*, deep: bool = False) -> Any:
     keras.utils.set_random_seed(1)
     layers = [*(keras.layers.Dense(16, activation="relu") for _ in range(6 if deep else 1)), keras.layers.Dense(1)]
     built = keras.Sequential([keras.Input((16,)), *layers])
-    built.compile("adam", "mse")
+    built.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
     return built
 
 
