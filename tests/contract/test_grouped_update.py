@@ -15,6 +15,7 @@ from memfit.levers import grouped_update
 from memfit.levers.pulled import pulled
 from memfit.levers.ways import ways
 from memfit.predicting import Predictions
+from memfit.profiling import cache
 from memfit.records import Budget, Levers, Plan, TensorSpec
 
 GROUPED = Levers(grouped_update=True)
@@ -85,6 +86,20 @@ def test_what_an_update_takes_is_not_counted_where_it_goes_in_groups() -> None:
     prediction = Predictions(model, spec, backends.current(), quiet=True)
     plain, grouped = (prediction.peak(None, levers).bytes for levers in (Levers(), GROUPED))
     assert plain - grouped > 2 * prediction.gradients
+
+
+@pytest.mark.parametrize("lever", [*([GROUPED] if AT_ONCE else []), Levers(own_pages=True)])
+def test_what_is_kept_on_disk_of_the_plain_step_is_not_taken_for_it(
+    lever: Levers, tmp_path: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", str(tmp_path))
+    model, backend = model_of("adam"), backends.current()
+    spec = (TensorSpec((4, FEATURES), "float32"), TensorSpec((4, 1), "float32"), None)
+    plain = cache.key(model, spec, None, "train", backend)
+    with pulled(model, lever, backend):
+        assert plain != cache.key(model, spec, None, "train", backend)
+    assert plain == cache.key(model, spec, None, "train", backend)
+    assert plain is not None
 
 
 @at_once

@@ -119,6 +119,11 @@ def updating_in_groups(optimizer: Any, group_bytes: int) -> Iterator[None]:
         remove_attribute(inner, "_backend_update_step")
 
 
+def is_updating_in_groups(optimizer: Any) -> bool:
+    """Whether this is inside ``updating_in_groups`` for the optimizer."""
+    return "_backend_update_step" in vars(getattr(optimizer, "inner_optimizer", optimizer) or object)
+
+
 def _update_rows(
     optimizer: Any, update: Callable[..., None], gradient: Any, variable: Any, learning_rate: Any, most_bytes: int
 ) -> None:

@@ -13,7 +13,7 @@ from memfit.records import Levers
 def ways(model: Any, backend: Backend, levers: Levers) -> list[tuple[Levers, float]]:
     """Levers with each of the ways to run them, and what the way adds to the time of a step, relative to the plain step.
 
-    Groups of weights cost nothing and are in every way where they can be made.
+    Groups of weights cost little and are in every way where they can be made.
 
     Args:
         model: A compiled model.

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import keras
 import platformdirs
 
-from memfit.backends import keras_saving, keras_seam
+from memfit.backends import keras_optimizer, keras_saving, keras_seam
 from memfit.backends.protocol import Backend
 from memfit.records import Estimate, Split, estimate_from_fields
 
@@ -75,6 +75,7 @@ def key(model: Any, spec: Any, split: Split | None, kind: str, backend: Backend)
         repr(split),
         repr(keras_seam.remat_of(model)),
         repr(keras_seam.precision_of(model)),
+        repr((keras_seam.has_own_pages(model), keras_optimizer.is_updating_in_groups(model.optimizer))),
         kind,
         backend.name,
         getattr(sys.modules.get(backend.name), "__version__", ""),
