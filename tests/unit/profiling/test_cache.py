@@ -19,7 +19,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import sys
     import types
 
-    for name in ("keras", "memfit.backends.keras_saving", "memfit.backends.keras_seam"):
+    backends = ("memfit.backends.keras_optimizer", "memfit.backends.keras_saving", "memfit.backends.keras_seam")
+    for name in ("keras", *backends):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
         if name != "keras":
             monkeypatch.setattr(name, sys.modules[name], raising=False)
