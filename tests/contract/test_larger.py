@@ -126,7 +126,8 @@ def test_a_queue_that_does_not_fit_is_smaller_for_the_run_alone(raises: bool) ->
         (said,) = [event.message for event in history.memfit.events if "max_queue_size" in event.message]
         assert "workers=4 and max_queue_size=100 hold 104 batches, 416 MiB" in said
     assert ahead
-    assert max(ahead) <= 15
+    # 12 in flight, and more where memory of earlier tests was given back since the reading; without a bound all 30
+    assert max(ahead) <= 20
     assert (images.workers, images.max_queue_size) == (4, 100)
 
 
