@@ -85,8 +85,7 @@ class Predictions:
         self._held_as_planned: int | None = None
         self._analyses: dict[tuple[Split | None, Levers], Estimate | None] = {}
         self._held = peak.holdings(model, spec)
-        self._correction_key = cache.correction_key(model, backend)
-        self._correction = cache.load_correction(self._correction_key)
+        self._corrections: dict[bool, tuple[str | None, cache.Correction | None]] = {}
         try:
             self._outputs = layers.layer_outputs(model, spec[0])
         except ValueError as error:
@@ -106,8 +105,9 @@ class Predictions:
         """The peak by analysis; where the step cannot be analysed by a trial; where that cannot be made by shapes."""
         analysed = self._analysed(split, levers)
         if analysed is not None:
-            if self._correction is not None:
-                analysed = self._correction.applied(analysed)
+            _, correction = self._correction(levers)
+            if correction is not None:
+                analysed = correction.applied(analysed)
             freed = allowed.saved_bytes(self._model, levers)
             return self._on_top_of_base(dataclasses.replace(analysed, bytes=analysed.bytes - freed))
         return self._on_top_of_base(self._tried(split, levers) or self._shape_step(split))
@@ -126,7 +126,7 @@ class Predictions:
     def is_weak(self, split: Split | None, levers: Levers = NO_LEVERS) -> bool:
         """Whether the step's analysis says so little that a trial is worth its time."""
         analysed = self._analysed(split, levers)
-        if analysed is None or self._correction is not None:
+        if analysed is None or self._correction(levers)[1] is not None:
             return False
         return analysed.cautious(self.caution).margin > WEAK_MARGIN * analysed.bytes
 
@@ -136,10 +136,19 @@ class Predictions:
         if tried is None:
             return None
         if analysed is not None:
-            self._correction = cache.Correction(analysed.bytes, tried.bytes)
+            name, correction = self._correction(levers)[0], cache.Correction(analysed.bytes, tried.bytes)
+            self._corrections[levers.xla_off] = name, correction
             if tried.source == trial.MEASURED:
-                cache.store_correction(self._correction_key, self._correction)
+                cache.store_correction(name, correction)
         return self._on_top_of_base(tried)
+
+    def _correction(self, levers: Levers) -> tuple[str | None, cache.Correction | None]:
+        """What trials taught about the model with XLA, or without: its name in the cache, and itself where there is one."""
+        if levers.xla_off not in self._corrections:
+            with pulled(self._model, Levers(xla_off=levers.xla_off), self._backend):
+                name = cache.correction_key(self._model, self._backend)
+            self._corrections[levers.xla_off] = name, cache.load_correction(name)
+        return self._corrections[levers.xla_off]
 
     def _analysed(self, split: Split | None, levers: Levers = NO_LEVERS) -> Estimate | None:
         if (split, levers) not in self._analyses:

@@ -21,7 +21,8 @@ from memfit.errors import DoesNotFitError
 from memfit.levers import remat, without_xla
 from memfit.levers.pulled import pulled
 from memfit.predicting import Predictions
-from memfit.records import Budget, Levers, Plan, Split, TensorSpec
+from memfit.probing import trial
+from memfit.records import Budget, Estimate, Levers, Plan, Split, TensorSpec
 from memfit.units import MIB
 
 RNG = np.random.default_rng(5)
@@ -199,3 +200,15 @@ def test_with_room_it_trains_as_it_is_compiled() -> None:
         plan = memfit.plan(model, X, Y, batch_size=BATCH, budget=int(idle + share * step))
         assert (plan.levers, plan.micro_batch_size) == (expected, None)
         assert plan.peak.upper <= plan.budget.limiting_bytes
+
+
+def test_what_a_trial_teaches_with_xla_says_nothing_of_steps_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", "")
+    model, without = jitted(), Levers(xla_off=True)
+    keras_seam.symbolic_build(model, SPEC)
+    prediction = Predictions(model, SPEC, backends.current(), quiet=True)
+    sources = [prediction.peak(None, levers).source for levers in (Levers(), without)]
+    monkeypatch.setattr(trial, "step_bytes", lambda *_, **__: Estimate(2**24, 0, "a trial"))
+    assert prediction.confirmed(None, without) is not None
+    corrected = [prediction.peak(None, levers).source for levers in (Levers(), without)]
+    assert corrected == [sources[0], f"{sources[1]}, corrected by a trial"]
