@@ -225,21 +225,25 @@ class Arrangements:
         Raises:
             DoesNotFitError: There is less room than the compiler takes, and that it compiles is not to be attempted.
         """
-        if self._backend.device_memory() is not None or ceiling - self.prediction.idle() > _ROOM_TO_COMPILE:
+        if self._without_xla is not None or self.compiles_within(ceiling):  # or the plan may do without the compiler
             return
-        if self._without_xla is not None:  # the plan may do without the compiler
-            return
-        compiling = self.prediction.compiling
-        idle = self.prediction.idle()  # asked now, as the guess has made the backend forget programs
+        compiling, idle = self.prediction.compiling, self.prediction.idle()
         room = ceiling - idle
-        if compiling and compiling > room:
-            profile = self.prediction.profile(self.prediction.crude())
-            refusal = planner.refusal_to_compile(compiling, ceiling, idle, profile.consumers)
-            # What is held is predicted with a margin as well.
-            if attempts is None or attempt.is_compiling_ruled_out(compiling, room + 2 * RUNTIME_RESERVE):
-                raise DoesNotFitError(refusal)
-            self._begin(attempts, "compiling its step", refusal)
-            self._tell(attempt.compiling_sentence(compiling, room))
+        profile = self.prediction.profile(self.prediction.crude())
+        refusal = planner.refusal_to_compile(compiling, ceiling, idle, profile.consumers)
+        # What is held is predicted with a margin as well.
+        if attempts is None or attempt.is_compiling_ruled_out(compiling, room + 2 * RUNTIME_RESERVE):
+            raise DoesNotFitError(refusal)
+        self._begin(attempts, "compiling its step", refusal)
+        self._tell(attempt.compiling_sentence(compiling, room))
+
+    def compiles_within(self, ceiling: int) -> bool:
+        """Whether there is room to compile the plain step, as far as is known, or it is not compiled."""
+        if self._backend.device_memory() is not None or ceiling - self.prediction.idle() > _ROOM_TO_COMPILE:
+            return True
+        compiling = self.prediction.compiling
+        # What is held is asked now, as the guess has made the backend forget programs.
+        return compiling == 0 or compiling <= ceiling - self.prediction.idle()
 
     def _untested(self, ceiling: int, whole: Estimate, profile: Profile, part_time: float) -> Search[Levers] | None:
         """What is known before anything runs on the model, where the room is small and no arrangement would fit; else None.

@@ -289,7 +289,8 @@ def _found(model: Any, batches: Batches, request: Request, backend: Backend) -> 
     arrangements = Arrangements(model, batches, request, backend)
     prediction = arrangements.prediction
     crude = prediction.crude()
-    if request.probe is not True and (crude.upper * _ROOMY <= ceiling or crude.upper - crude.margin < 0):
+    roomy = crude.upper * _ROOMY <= ceiling or crude.upper - crude.margin < 0
+    if request.probe is not True and roomy and arrangements.compiles_within(ceiling):
         reason = f"it fits by far: {text(crude.upper)} at most of {text(ceiling)}"
         plan = planner.plain(batches.batch_size, request.budget, crude, reason)
         return Decision(dataclasses.replace(plan, validation_batch_size=arrangements.validation_batch_size(ceiling)))

@@ -16,7 +16,7 @@ from memfit import arranging, backends, budgeting, deciding, units
 from memfit.arranging import Request
 from memfit.budgeting.ceiling import Ceiling
 from memfit.errors import ArgumentError, DoesNotFitError
-from memfit.levers import micro_batch, remat, verification
+from memfit.levers import micro_batch, remat, verification, without_xla
 from memfit.predicting import Predictions
 from memfit.profiling import batches as batches_of
 from memfit.profiling import peak
@@ -251,6 +251,22 @@ def test_what_the_program_is_done_with_goes_before_it_is_said_to_be_in_the_way(
     plan = memfit.plan(model, X, Y, **RUN, budget=2**32)
     assert plan.micro_batch_size is None
     assert not garbage
+
+
+def test_a_step_that_fits_by_far_is_refused_where_compiling_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, backend = normalized(blocks=1), backends.current()
+    memfit.profile(model, X, Y, batch_size=BATCH)
+    spec = (TensorSpec((BATCH, *SHAPE), "float32"), TensorSpec((BATCH,), "int32"), None)
+    prediction = Predictions(model, spec, backend, quiet=True)
+    monkeypatch.setattr(arranging, "_ROOM_TO_COMPILE", 2**50)
+    budget = 3 * prediction.crude().upper
+    assert memfit.plan(model, X, Y, **RUN, budget=budget).reasons[0].startswith("it fits by far")
+    monkeypatch.setattr(backend, "compiling_bytes", lambda *_: budget)
+    if without_xla.cost(model, backend) is not None:
+        assert memfit.plan(model, X, Y, **RUN, budget=budget).levers.xla_off
+        return
+    with pytest.raises(DoesNotFitError, match="compiling its step takes about"):
+        memfit.plan(model, X, Y, **RUN, budget=budget)
 
 
 def test_planning_again_after_a_failure_strictly_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:

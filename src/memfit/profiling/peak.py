@@ -22,6 +22,9 @@ _COMPILING_INTERVAL = 0.01
 _CRUDE_FACTOR = 8
 """Layer outputs are an eighth or more of what any measured step took; below that share of the room nothing is analysed."""
 
+_CRUDE_UPDATE = 5
+"""Gradients, and what an update holds beside them, in sizes of the gradients: most, PyTorch's Adam of all weights at once."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Holdings:
@@ -53,7 +56,7 @@ def holdings(model: Any, spec: Any) -> Holdings:
 def crude_step_bytes(held: Holdings, outputs: tuple[Consumer, ...]) -> int:
     """A bound on a step from shapes alone, far above it for all but unusual models; costs nothing."""
     activations = sum(layer.bytes for layer in outputs)
-    return _CRUDE_FACTOR * (activations + held.inputs) + 3 * held.gradients
+    return _CRUDE_FACTOR * (activations + held.inputs) + _CRUDE_UPDATE * held.gradients
 
 
 def step_bytes(
