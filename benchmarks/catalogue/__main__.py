@@ -31,8 +31,9 @@ UNCAPPED = 6 * units.GIB
 SECONDS = 240
 ONLY_TENSORFLOW = ("09", "10", "26")
 GROWS = ("02", "03", "04", "07", "12", "14", "30")
-"""Causes of memory that grows where it should not. One whose peak is no higher than that of the same script with less of it
-(``MEMFIT_CATALOGUE_LESS=1``: once instead of again and again; the arrays alone, without a fit) is gone from the framework."""
+"""Causes of memory that grows where it should not, measured beside the same script with less of it
+(``MEMFIT_CATALOGUE_LESS=1``: once instead of again and again; the arrays alone, without a fit); others beside next to nothing.
+One whose peak is no higher than that is gone from the framework."""
 NOT_BY_FIT = {
     "01": "memfit.data.image_folder",
     "08": "sparse labels",
@@ -97,7 +98,7 @@ def row(cause: Path, base: int, share: float, backend: str) -> dict[str, Any]:
         if plain.returncode != 0:
             raise RuntimeError(f"{cause.name} does not run without a cap: {plain.tail[-3:]}")
         once = run([str(cause), capped], UNCAPPED, backend, less=True).peak_bytes if number in GROWS else base
-        gone = number in GROWS and plain.peak_bytes - once < _GONE
+        gone = plain.peak_bytes - once < _GONE
         cap = plain.peak_bytes + _GONE if gone else int(once + share * (plain.peak_bytes - once))
         under_cap = run([str(cause), capped], cap, backend)
         ours = run(["-m", "memfit", "run", str(cause), protected], cap, backend)
@@ -125,6 +126,11 @@ def name_of(cause: Path) -> str:
     return cause.stem.split("_", 2)[2].replace("_", " ")
 
 
+def question(row: dict[str, Any]) -> tuple[str, str]:
+    """Which row of the file a row is: a cause may have several reproducers."""
+    return row["cause"], row["name"]
+
+
 def rows(only: list[str], share: float, backend: str) -> Iterator[dict[str, Any]]:
     """One row a cause, as it is found; one that does not run says why."""
     base = run(["-c", _NOTHING], UNCAPPED, backend).peak_bytes
@@ -149,8 +155,8 @@ def main() -> None:
     path = options.out / f"catalogue-{backend}.jsonl"
     kept = path.read_text().splitlines() if path.exists() else []
     for found in rows(options.only, options.share, backend):
-        kept = [line for line in kept if json.loads(line)["cause"] != found["cause"]] + [json.dumps(found)]
-        path.write_text("\n".join(sorted(kept, key=lambda line: json.loads(line)["cause"])) + "\n")
+        kept = [line for line in kept if question(json.loads(line)) != question(found)] + [json.dumps(found)]
+        path.write_text("\n".join(sorted(kept, key=lambda line: question(json.loads(line)))) + "\n")
         if "failed" in found:
             print(f"{found['cause']} {found['name']:<26} failed: {found['failed']}", flush=True)
             continue

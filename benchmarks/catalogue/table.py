@@ -38,7 +38,7 @@ def main() -> None:
     """Reads the rows and writes the page."""
     files = sorted((ROOT / "benchmarks" / "results").glob("catalogue-*.jsonl"))
     rows = [json.loads(text) for file in files for text in file.read_text().splitlines()]
-    rows.sort(key=lambda row: (row["cause"], row["backend"]))
+    rows.sort(key=lambda row: (row["cause"], row["name"], row["backend"]))
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     head = (
