@@ -69,6 +69,10 @@ def torch_errors() -> tuple[list[Any], list[Any]]:
         RuntimeError(
             "MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1.12 GB, max allowed: 9.07 GB)."
         ),
+        RuntimeError("could not create a primitive"),
+        RuntimeError(
+            "Exception encountered when calling Conv2D.call().\n\n\x1b[1mcould not execute a primitive\x1b[0m"
+        ),
     ]
     alike = [
         RuntimeError("mat1 and mat2 shapes cannot be multiplied (32x5 and 6x2)"),
@@ -79,6 +83,7 @@ def torch_errors() -> tuple[list[Any], list[Any]]:
         RuntimeError(
             "out of resource: shared memory, Required: 147456, Hardware limit: 101376. Reducing block sizes may help"
         ),
+        RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
         RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
     ]
     return real, alike
@@ -96,6 +101,17 @@ def test_memory_is_recognised_also_behind_another_error(error: BaseException) ->
     wrapped = RuntimeError("Exception encountered when calling Sequential.call().")
     wrapped.__cause__ = error
     assert backend.is_out_of_memory(wrapped)
+
+
+@pytest.mark.parametrize("error", REAL, ids=lambda error: str(error)[:40])
+def test_memory_is_recognised_where_keras_tells_of_the_layer(error: Exception) -> None:
+    class Failing(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            raise error
+
+    with pytest.raises(Exception) as caught:
+        Failing()(keras.ops.ones((2, 2)))
+    assert backends.current().is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize("error", ALIKE, ids=lambda error: str(error)[:40])

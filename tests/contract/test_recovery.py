@@ -210,3 +210,21 @@ def test_a_real_failure_in_host_memory_is_recovered_from(name: str) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     assert "DefaultCPUAllocator" in run.stdout
     assert "same weights" in run.stdout
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="where gradients stay with the weights")
+@pytest.mark.parametrize("own_step", [False, True])
+def test_a_step_that_is_undone_leaves_no_gradients_but_those_that_the_users_own_may_add_up(own_step: bool) -> None:
+    class Own(keras.Sequential):
+        def train_step(self, data: Any) -> Any:
+            return super().train_step(data)
+
+    model = (Own if own_step else keras.Sequential)([keras.Input((6,)), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    around = backends.current().around(model, "train", lambda run, batch: run(batch))
+    kept = around.keep(whole=False)
+    for variable in model.trainable_variables:
+        variable.value.grad = keras.ops.ones_like(variable.value)
+    assert kept.restore()
+    assert [variable.value.grad is None for variable in model.trainable_variables] == [not own_step] * 2
+    around.take_off()

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 
 from memfit import budgeting
+from memfit.backends import host_allocator
 from memfit.backends.host_bound import HostBound
 from memfit.units import MIB
 
@@ -75,6 +76,40 @@ def free_pages_of_the_heap_are_room_but_not_more_room() -> None:
         assert held() <= most + 2 * MIB
     assert len(blocks) * BLOCK >= ROOM // 4
     assert len(again) + last.size
+
+
+def free_pages_of_the_heap_are_not_taken_for_large_blocks_in_pages_of_their_own() -> None:
+    small = [np.ones(100_000, "uint8") for _ in range(1200)]
+    last = np.ones(100_000, "uint8")
+    del small
+    before = held()
+    restore = host_allocator.map_large_blocks(close_gaps=True)
+    bound = HostBound(held() + ROOM)
+    bound._most = most = held() + ROOM
+    bound.calibrate()
+    with bound.applied():
+        blocks = taken(2 * ROOM)
+        assert held() <= most + 2 * MIB
+    assert 0.75 * ROOM <= len(blocks) * BLOCK <= ROOM
+    del blocks
+    free = host_allocator.free_bytes()
+    restore()
+    assert host_allocator.free_bytes() - free >= 100 * MIB
+    assert held() <= before + last.size
+
+
+def gaps_are_closed_after_an_allocation_that_failed() -> None:
+    """From then on glibc gives this thread memory of another heap."""
+    small = [np.ones(100_000, "uint8") for _ in range(1200)]
+    last = np.ones(100_000, "uint8")
+    with HostBound(held() + BLOCK).applied():
+        taken(ROOM)
+    del small
+    free = host_allocator.free_bytes()
+    restore = host_allocator.map_large_blocks(close_gaps=True)
+    assert free - host_allocator.free_bytes() >= 100 * MIB
+    restore()
+    assert last.size
 
 
 def what_cannot_be_undone_goes_beyond_it() -> None:

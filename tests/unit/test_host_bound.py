@@ -21,6 +21,8 @@ SCRIPT = Path(__file__).with_name("host_bound_script.py")
         "what_is_mapped_and_never_touched_does_not_count",
         "arrays_that_come_between_two_steps_do_not_count_before_they_are_touched",
         "free_pages_of_the_heap_are_room_but_not_more_room",
+        "free_pages_of_the_heap_are_not_taken_for_large_blocks_in_pages_of_their_own",
+        "gaps_are_closed_after_an_allocation_that_failed",
         "what_cannot_be_undone_goes_beyond_it",
         "a_limit_that_was_there_stays",
     ],

@@ -35,19 +35,28 @@ class KeptVariables:
         large: Weights and optimizer state.
         whole: Whether the large ones are copied, to the host.
         marks: Gives what is the same as long as nothing writes to variables, or None.
+        forget: Lets go of what a step leaves beside them.
     """
 
     def __init__(
-        self, small: list[Any], large: list[Any], *, whole: bool, marks: Callable[[list[Any]], Any | None]
+        self,
+        small: list[Any],
+        large: list[Any],
+        *,
+        whole: bool,
+        marks: Callable[[list[Any]], Any | None],
+        forget: Callable[[], None],
     ) -> None:
         self.whole = whole
         self._small = [(variable, keras.ops.copy(variable.value)) for variable in small]
         self._large = large
         self._copies = [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in large] if whole else None
         self._marks = marks
+        self._forget = forget
         self._before = None if whole else marks(large)
 
     def restore(self) -> bool:
+        self._forget()
         untouched = self._before is not None and self._marks(self._large) == self._before
         if self._copies is None and not untouched:
             return False
@@ -108,7 +117,7 @@ class Around:
         model = self._model
         large = [*model.trainable_variables, *keras_seam.optimizer_variables(model)]
         small = [*model.non_trainable_variables, *model.metrics_variables]
-        return KeptVariables(small, large, whole=whole, marks=self._marks)
+        return KeptVariables(small, large, whole=whole, marks=self._marks, forget=self._forget)
 
     def signature(self, batch: Any) -> Any:
         """Shapes and dtypes of a batch: what a step takes is known once one with the same has gone through."""
@@ -118,6 +127,9 @@ class Around:
     def _marks(self, variables: list[Any]) -> Any | None:
         """Something that is the same as long as nothing writes to the variables; None where the framework has no such thing."""
         return None
+
+    def _forget(self) -> None:
+        """Lets go of what a step that is undone has left beside the variables."""
 
     def _put_on(self) -> None:
         getattr(self._model, f"make_{self._name}")()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 
+_RETOLD = "Exception encountered when calling "
+"""How Keras begins where it tells of the layer in which an error was raised: the first one is only its context then."""
+
 
 def links(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from or while handling, and the members of groups; each once."""
+    """The error, what it was raised from or while handling or is retold from, and the members of groups; each once."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -17,7 +20,7 @@ def links(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         waiting.append(link.__cause__)
-        if not link.__suppress_context__:
+        if not link.__suppress_context__ or str(link).startswith(_RETOLD):
             waiting.append(link.__context__)
         if isinstance(link, BaseExceptionGroup):
             waiting.extend(link.exceptions)

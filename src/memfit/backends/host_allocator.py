@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from memfit.units import MIB
+
+if sys.platform == "linux":
+    import resource
 
 LARGEST_HEAP_BLOCK = 32 * MIB
 """glibc never keeps larger blocks on its heap."""
@@ -65,12 +70,17 @@ class _HeapInfo(ctypes.Structure):
     ]
 
 
-def map_large_blocks(least: int = LARGE_BLOCK) -> Callable[[], None]:
+def map_large_blocks(least: int = LARGE_BLOCK, *, close_gaps: bool = False) -> Callable[[], None]:
     """From now on, blocks of ``least`` bytes and more are pages of their own, which go back to the system when they are freed.
 
     glibc starts that way, but learns from the first large block that is freed to keep blocks of up to 32 MiB on its heap.
     Tensors of that size leave gaps there that nothing fits: up to twice the memory of the tensors was seen. Speed hardly
     differs.
+
+    Args:
+        least: Bytes of the smallest such block.
+        close_gaps: Whether gaps on the heap that are large enough are closed: glibc takes pages only where it finds none. To be
+            asked for only where no thread but this one takes memory meanwhile.
 
     Returns:
         A function that goes back to 32 MiB, where glibc would have ended up by itself.
@@ -80,19 +90,65 @@ def map_large_blocks(least: int = LARGE_BLOCK) -> Callable[[], None]:
         return lambda: None
     mallopt(_M_TRIM_THRESHOLD, _KEPT_TOP)
     mallopt(_M_MMAP_THRESHOLD, least)
+    open_gaps = _closed_gaps(least) if close_gaps else None
 
     def restore() -> None:
+        if open_gaps is not None:
+            open_gaps()
         mallopt(_M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK)
 
     return restore
+
+
+def _closed_gaps(least: int) -> Callable[[], None]:
+    """Takes the heap's gaps of so many bytes and more, without a page of memory behind them, until the returned function.
+
+    While they are looked for, no larger mapping can be made. A thread whose allocation has failed takes from another heap from
+    then on, and comes back to its first for what finds no mapping.
+    """
+    malloc, free = _function("malloc", ctypes.c_size_t), _function("free", ctypes.c_void_p)
+    if malloc is None or free is None or sys.platform != "linux":
+        return lambda: None
+    trim()
+    taken: list[int] = []
+    size = LARGEST_HEAP_BLOCK
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    no_more = _mapped_bytes() + least // 2
+    if (soft != resource.RLIM_INFINITY and soft < no_more) or (hard != resource.RLIM_INFINITY and hard < no_more):
+        return lambda: None
+    resource.setrlimit(resource.RLIMIT_DATA, (no_more, hard))
+    try:
+        while size >= least:
+            block = malloc(size)
+            if block:
+                taken.append(block)
+            else:
+                size //= 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+    def opened() -> None:
+        while taken:
+            free(taken.pop())
+
+    return opened
+
+
+def _mapped_bytes() -> int:
+    """Private, writable address space of this process."""
+    return int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
+
+
+_HOLDING = ("malloc", "free")
+"""Functions that no other Python thread runs beside."""
 
 
 @functools.cache
 def _function(name: str, *argument_types: Any) -> Callable[..., int] | None:
     """A function of glibc, or None: musl and macOS have no such function, Windows no handle without a name."""
     try:
-        found = getattr(ctypes.CDLL(None), name)
+        found = getattr((ctypes.PyDLL if name in _HOLDING else ctypes.CDLL)(None), name)
     except (AttributeError, OSError, TypeError):
         return None
-    found.argtypes, found.restype = list(argument_types), ctypes.c_int
-    return lambda *arguments: int(found(*arguments))
+    found.argtypes, found.restype = list(argument_types), ctypes.c_void_p if name == "malloc" else ctypes.c_int
+    return lambda *arguments: int(found(*arguments) or 0)

@@ -85,6 +85,20 @@ class HostBound:
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, (bounded, hard))
 
+    @contextlib.contextmanager
+    def raised(self, num_bytes: int) -> Iterator[None]:
+        """Inside of ``applied``: the bound is so much higher, as far as the system's own limit allows."""
+        bounded, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if bounded == self._limit:  # neither lifted nor the user's own
+            higher = bounded + num_bytes
+            resource.setrlimit(
+                resource.RLIMIT_DATA, (higher if hard == resource.RLIM_INFINITY else min(hard, higher), hard)
+            )
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (bounded, hard))
+
     def _look(self) -> None:
         """What was untouched at the last look may have been freed since; new stacks and arrays may have come."""
         if time.monotonic() < self._next_look:

@@ -11,6 +11,7 @@ from memfit.backends.half_precision import HalfPrecision
 from memfit.backends.host_bound import HostBound
 from memfit.backends.on_torch import analysis, bound, memory, oom, precision, remat, slots, step
 from memfit.backends.on_torch.around import TorchAround
+from memfit.backends.on_torch.host_bound import TorchHostBound
 from memfit.backends.protocol import Chunks, ChunkUpdate, PureFunction, StepKind
 from memfit.records import DeviceMemory, Estimate, Split, StepCosts
 from memfit.units import MIB
@@ -41,7 +42,7 @@ class _Torch:
 
     def host_bound(self, most_bytes: int) -> HostBound:
         memory.start_threads()
-        return HostBound(most_bytes)
+        return TorchHostBound(most_bytes)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return oom.is_out_of_memory(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from memfit.backends import keras_seam
 from memfit.backends.around import Around
 
 
@@ -19,3 +20,8 @@ class TorchAround(Around):
         """Each tensor, and PyTorch's count of the writes to it."""
         tensors = [variable.value for variable in variables]
         return [(id(tensor), tensor._version) for tensor in tensors]
+
+    def _forget(self) -> None:
+        """The gradients that there were already: Keras' step begins with none. One of the user's own may add them up."""
+        if not keras_seam.overrides(self._model, "train_step"):
+            self._model.zero_grad()

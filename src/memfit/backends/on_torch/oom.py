@@ -18,7 +18,8 @@ _MEMORY = re.compile(
     r"|^Invalid buffer size: "  # Metal: one buffer larger than the device takes
     r"|\bCU(?:BLAS|DNN|SOLVER|SPARSE)_STATUS_(?:INTERNAL_ERROR_DEVICE_ALLOCATION|ALLOC)_FAILED"
     r"|\bHIPBLAS_STATUS_ALLOC_FAILED|\brocblas_status_memory_error|\bmiopenStatusAllocFailed"
-    r"|\bstd::bad_alloc|^bad allocation$",
+    r"|\bstd::bad_alloc|^bad allocation$"
+    r"|could not (?:create|execute) a primitive\b(?! descriptor)",  # oneDNN, for whose code or scratch there is no memory
 )
 
 
@@ -28,7 +29,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     Only RuntimeErrors are read for their text, so a user's ValueError that quotes one is not one. Python's and NumPy's
     MemoryError counts. Not counted: the shared memory of one kernel (``OutOfResources`` of Triton), which its tile sizes
     fill and no smaller batch cures, that of data loader workers, and cuDNN's "unable to find an engine", which has other
-    causes too.
+    causes too, nor oneDNN's "could not create a primitive descriptor", which is about shapes and dtypes.
     """
     return any(_says_memory(link) for link in error_chain.links(error))
 

@@ -27,7 +27,8 @@ def attach(model: Any, split: Split | None) -> Callable[[], None]:
     if split is not None:
         keras_seam.set_attribute(model, "train_function", _train_function(MicroBatchedStep(model, split)))
     on_cpu = keras.ops.convert_to_tensor(0).device.type == "cpu"
-    restore_heap = host_allocator.map_large_blocks(mapped_block(model)) if on_cpu else None
+    own_pages, block = keras_seam.has_own_pages(model), mapped_block(model)
+    restore_heap = host_allocator.map_large_blocks(block, close_gaps=own_pages) if on_cpu else None
 
     def detach() -> None:
         if restore_heap is not None:
