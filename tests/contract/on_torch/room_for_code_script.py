@@ -15,20 +15,24 @@ def mapped() -> int:
         return int(file.read().split()[5]) * 4096
 
 
-def convolve(channels: int, size: int = 20) -> None:
-    torch.nn.functional.conv2d(torch.ones(2, channels, size, size), torch.ones(channels, channels, 3, 3), padding=1)
+def tensors(channels: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ones(2, channels, size, size), torch.ones(channels, channels, 3, 3)
 
 
 def main() -> None:
     torch.set_num_threads(2)
     torch.ones(4_000_000).add_(1)
-    convolve(16)
+    convolve = torch.nn.functional.conv2d
+    convolve(*tensors(16, 20))
+    some, others = tensors(48, 30), [tensors(channels, 25) for channels in (32, 40, 56)]
     bound = TorchHostBound(budgeting.reading().host_bytes + 200 * MIB)
     bound._limit, bound._next_look = mapped(), float("inf")
-    with pytest.raises(RuntimeError, match="can't allocate memory"), bound.applied():
-        convolve(48)
-        torch.ones(64 * MIB, dtype=torch.uint8)
-    convolve(40, size=25)
+    with bound.applied():
+        convolve(*some)
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            torch.ones(64 * MIB, dtype=torch.uint8)
+    for other in others:
+        convolve(*other)
 
 
 main()
