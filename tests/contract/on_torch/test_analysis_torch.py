@@ -337,7 +337,11 @@ def test_a_tensor_does_not_fit_where_its_like_has_been() -> None:
 
 def test_pages_of_their_own_take_less_and_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     thresholds = []
-    monkeypatch.setattr(host_allocator, "map_large_blocks", lambda least: thresholds.append(least) or (lambda: None))
+    monkeypatch.setattr(
+        host_allocator,
+        "map_large_blocks",
+        lambda least, *, close_gaps: thresholds.append((least, close_gaps)) or (lambda: None),
+    )
     layers = [keras.layers.Dense(512, activation="gelu") for _ in range(6)]
     model = keras.Sequential([keras.Input((64,)), *layers, keras.layers.Dense(1)])
     model.compile("sgd", "mse")
@@ -353,7 +357,7 @@ def test_pages_of_their_own_take_less_and_train_alike(monkeypatch: pytest.Monkey
             detach()
         trained.append(model.get_weights())
     assert found[True].upper < found[False].upper
-    assert thresholds == [host_allocator.LARGEST_HEAP_BLOCK, host_allocator.LARGE_BLOCK]
+    assert thresholds == [(host_allocator.LARGEST_HEAP_BLOCK, False), (host_allocator.LARGE_BLOCK, True)]
     for one, other in zip(*trained, strict=True):
         np.testing.assert_array_equal(one, other)
     assert not keras_seam.has_own_pages(model)
