@@ -87,9 +87,15 @@ class HostBound:
 
     @contextlib.contextmanager
     def raised(self, num_bytes: int) -> Iterator[None]:
-        """Inside of ``applied``: the bound is so much higher, as far as the system's own limit allows."""
+        """Inside of ``applied``: the bound is so much higher, as far as the system's own limit allows.
+
+        Raises:
+            MemoryError: Of an earlier time the process is above the bound itself still.
+        """
         bounded, hard = resource.getrlimit(resource.RLIMIT_DATA)
         if bounded == self._limit:  # neither lifted nor the user's own
+            if _pages().data * resource.getpagesize() > bounded:
+                raise MemoryError("The bound on memory is reached.")
             higher = bounded + num_bytes
             resource.setrlimit(
                 resource.RLIMIT_DATA, (higher if hard == resource.RLIM_INFINITY else min(hard, higher), hard)
