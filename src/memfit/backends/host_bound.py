@@ -38,7 +38,7 @@ class HostBound:
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
         self._untouched = 0
-        self._limit = 0
+        self._limit = self._reached = 0
         self._next_look = 0.0
         self._soft = resource.RLIM_INFINITY
         self.calibrate()
@@ -65,6 +65,7 @@ class HostBound:
         if resource.RLIM_INFINITY != soft <= limit or resource.RLIM_INFINITY != hard <= limit:
             yield
             return
+        self._reached = max(limit, _mapped())  # where the heap has free pages, more is mapped than the bound allows
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
         try:
             yield
@@ -87,16 +88,16 @@ class HostBound:
 
     @contextlib.contextmanager
     def raised(self, num_bytes: int) -> Iterator[None]:
-        """Inside of ``applied``: the bound is so much higher, as far as the system's own limit allows.
+        """Inside of ``applied``: so much more may be mapped than the bound allows, or than was mapped as the step began.
 
         Raises:
-            MemoryError: Of an earlier time the process is above the bound itself still.
+            MemoryError: Half of that is taken already, from an earlier time.
         """
         bounded, hard = resource.getrlimit(resource.RLIMIT_DATA)
         if bounded == self._limit:  # neither lifted nor the user's own
-            if _pages().data * resource.getpagesize() > bounded:
+            if _mapped() > self._reached + num_bytes // 2:
                 raise MemoryError("The bound on memory is reached.")
-            higher = bounded + num_bytes
+            higher = self._reached + num_bytes
             resource.setrlimit(
                 resource.RLIMIT_DATA, (higher if hard == resource.RLIM_INFINITY else min(hard, higher), hard)
             )
@@ -119,6 +120,11 @@ def _mapped_and_untouched() -> int:
     """Bytes of private, writable address space that no page of memory stands behind."""
     pages = _pages()
     return (pages.data - (pages.resident - pages.of_files)) * resource.getpagesize()
+
+
+def _mapped() -> int:
+    """Bytes of private, writable address space."""
+    return _pages().data * resource.getpagesize()
 
 
 class _Pages(NamedTuple):
