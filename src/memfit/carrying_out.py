@@ -113,7 +113,7 @@ class _Run:
         backend = prepared.backend
         peak = self.decision.plan.peak
         near = peak is not None and peak.upper * _ROOMY > self.decision.plan.budget.limiting_bytes
-        self._bound = recover.bound_on_host(backend) if near else None
+        self._bound = recover.bound_on_host(backend, model) if near else None
         self.trims = self._bound is None and backend.step_costs().own_pages is not None
         """Whether tensors lie on the C library's heap, and its gaps are not bounded."""
 

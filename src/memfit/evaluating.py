@@ -188,7 +188,7 @@ def _prepared(model: Any, kind: StepKind, given: dict[str, Any], budget: Any) ->
         if not keras_seam.is_distributed(model):
             size = _fitting(model, kind, found, _ceiling(found_budget, output_bytes, held), backend, given)
     arguments, part_size = _sized(arguments, found, size, num_rows)
-    bound = recover.bound_on_host(backend)
+    bound = recover.bound_on_host(backend, model)
     return _Call(kind, arguments, part_size, num_rows, output_bytes, held, backend, bound)
 
 

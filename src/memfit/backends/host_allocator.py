@@ -113,7 +113,7 @@ def _closed_gaps(least: int) -> Callable[[], None]:
     taken: list[int] = []
     size = LARGEST_HEAP_BLOCK
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    no_more = _mapped_bytes() + least // 2
+    no_more = mapped_bytes() + least // 2
     if (soft != resource.RLIM_INFINITY and soft < no_more) or (hard != resource.RLIM_INFINITY and hard < no_more):
         return lambda: None
     resource.setrlimit(resource.RLIMIT_DATA, (no_more, hard))
@@ -134,8 +134,8 @@ def _closed_gaps(least: int) -> Callable[[], None]:
     return opened
 
 
-def _mapped_bytes() -> int:
-    """Private, writable address space of this process."""
+def mapped_bytes() -> int:
+    """Private, writable address space of this process, on Linux."""
     return int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
 
 

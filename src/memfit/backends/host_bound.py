@@ -33,9 +33,13 @@ class HostBound:
 
     Args:
         most_bytes: The bound.
+
+    Attributes:
+        is_step_compiled: Whether what runs under the bound is compiled as a whole; may be set.
     """
 
     def __init__(self, most_bytes: int) -> None:
+        self.is_step_compiled = False
         self._most = most_bytes
         self._untouched = 0
         self._limit = self._reached = 0
@@ -65,7 +69,9 @@ class HostBound:
         if resource.RLIM_INFINITY != soft <= limit or resource.RLIM_INFINITY != hard <= limit:
             yield
             return
-        self._reached = max(limit, _mapped())  # where the heap has free pages, more is mapped than the bound allows
+        self._reached = max(
+            limit, host_allocator.mapped_bytes()
+        )  # where the heap has free pages, more is mapped than the bound allows
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
         try:
             yield
@@ -95,7 +101,7 @@ class HostBound:
         """
         bounded, hard = resource.getrlimit(resource.RLIMIT_DATA)
         if bounded == self._limit:  # neither lifted nor the user's own
-            if _mapped() > self._reached + num_bytes // 2:
+            if host_allocator.mapped_bytes() > self._reached + num_bytes // 2:
                 raise MemoryError("The bound on memory is reached.")
             higher = self._reached + num_bytes
             resource.setrlimit(
@@ -120,11 +126,6 @@ def _mapped_and_untouched() -> int:
     """Bytes of private, writable address space that no page of memory stands behind."""
     pages = _pages()
     return (pages.data - (pages.resident - pages.of_files)) * resource.getpagesize()
-
-
-def _mapped() -> int:
-    """Bytes of private, writable address space."""
-    return _pages().data * resource.getpagesize()
 
 
 class _Pages(NamedTuple):

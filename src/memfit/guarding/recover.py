@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from memfit.backends import error_chain
+from memfit.backends import error_chain, keras_seam
 from memfit.backends.protocol import Backend
 from memfit.budgeting import host
 from memfit.errors import OutOfMemoryError
@@ -130,13 +130,17 @@ def applied(bound: HostBound | None) -> AbstractContextManager[None]:
     return contextlib.nullcontext() if bound is None else bound.applied()
 
 
-def bound_on_host(backend: Backend) -> HostBound | None:
+def bound_on_host(backend: Backend, model: Any) -> HostBound | None:
     """What makes a step fail that would take this process above what the machine allows now, whatever the budget is.
 
     Returns:
         The bound; None where a failure in host memory ends the process anyway, or the system has no such limit.
     """
-    return backend.host_bound(host.host_ceiling().bytes - _KERNELS_OWN) if backend.bounds_host else None
+    if not backend.bounds_host:
+        return None
+    bound = backend.host_bound(host.host_ceiling().bytes - _KERNELS_OWN)
+    bound.is_step_compiled = keras_seam.is_jitted(model)
+    return bound
 
 
 def survives(backend: Backend) -> bool:

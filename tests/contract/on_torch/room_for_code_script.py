@@ -6,13 +6,9 @@ import pytest
 import torch
 
 from memfit import budgeting
+from memfit.backends import host_allocator
 from memfit.backends.on_torch.host_bound import TorchHostBound
 from memfit.units import MIB
-
-
-def mapped() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[5]) * 4096
 
 
 def tensors(channels: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,7 +22,7 @@ def main() -> None:
     convolve(*tensors(16, 20))
     some, others = tensors(48, 30), [tensors(channels, 25) for channels in (32, 40, 56)]
     bound = TorchHostBound(budgeting.reading().host_bytes + 200 * MIB)
-    bound._limit, bound._next_look = mapped(), float("inf")
+    bound._limit, bound._next_look = host_allocator.mapped_bytes(), float("inf")
     with bound.applied():
         convolve(*some)
         with pytest.raises(RuntimeError, match="can't allocate memory"):

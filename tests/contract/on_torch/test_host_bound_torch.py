@@ -12,7 +12,11 @@ import pytest
 if keras.backend.backend() != "torch":
     pytest.skip("for the PyTorch backend", allow_module_level=True)
 
+import torch
+
+from memfit import backends
 from memfit.backends.host_bound import HostBound
+from memfit.guarding import recover
 
 SCRIPT = Path(__file__).with_name("room_for_code_script.py")
 
@@ -22,3 +26,21 @@ def test_code_is_made_where_tensors_find_no_memory() -> None:
     """Where code finds none either, this thread's oneDNN fails for ever."""
     run = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.skipif(not HostBound.is_possible(), reason="Linux with a glibc that says what is free")
+def test_a_step_that_torch_compiles_is_compiled_under_the_bound() -> None:
+    compiled: list[object] = []
+
+    def compiler(graph: torch.fx.GraphModule, _: object) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=True)
+    bound = recover.bound_on_host(backends.current(), model)
+    assert bound is not None
+    step = torch.compile(lambda x: torch.relu(x).sum(), backend=compiler)
+    with bound.applied():
+        step(torch.ones(8))
+    assert compiled

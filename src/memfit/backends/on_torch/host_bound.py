@@ -18,7 +18,7 @@ from memfit.backends.host_bound import HostBound
 from memfit.units import MIB
 
 _CODE = 8 * MIB
-"""Above the bound for an operator that may make code; what it takes for its tensors there, the next one finds missing."""
+"""Above the bound for operators that may make code. Where tensors of theirs have taken half of it, none begins any more."""
 
 _NEW = 3
 """Steps from a new plan on in which operators may meet their shapes first: later ones are spared the time that this takes."""
@@ -43,7 +43,9 @@ class TorchHostBound(HostBound):
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         self._steps += 1
-        watching = _RoomForCode(self) if self._steps <= _NEW else contextlib.nullcontext()
+        # torch.compile gives up for good what it meets first inside a mode.
+        watches = self._steps <= _NEW and not self.is_step_compiled
+        watching = _RoomForCode(self) if watches else contextlib.nullcontext()
         with super().applied(), watching:
             yield
 
