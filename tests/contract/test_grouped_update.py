@@ -139,3 +139,26 @@ def test_where_there_is_nothing_to_take_apart_plans_are_as_they_were() -> None:
     assert [way.grouped_update for way in found] == [AT_ONCE] * len(found)
     found = [way for way, _ in ways(model_of("adam"), backends.current(), Levers(optimizer_state="adam8bit"))]
     assert not any(way.grouped_update for way in found)
+
+
+class Watched(keras.layers.Dense):
+    """Tells whether its kernel has a gradient as its forward pass begins."""
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        if training:
+            self.seen.append(getattr(self.kernel.value, "grad", None) is not None)
+        return super().call(inputs)
+
+
+@at_once
+def test_the_gradients_of_the_step_before_are_let_go_before_the_forward_pass() -> None:
+    seen: dict[bool, list[bool]] = {}
+    for grouped in (False, True):
+        layer = Watched(1)
+        layer.seen = []
+        model = keras.Sequential([keras.Input((FEATURES,)), layer])
+        model.compile("adam", "mse")
+        fitted(model, Levers(grouped_update=grouped))
+        seen[grouped] = layer.seen
+    assert any(seen[False])
+    assert not any(seen[True])

@@ -69,7 +69,7 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
         return None
     step = getattr(model, f"{kind}_step") if split is None else train_step(model, split)
     read = (batch[0], None, None) if kind == "predict" else batch
-    specs = keras_seam.map_leaves(lambda spec: tf.TensorSpec(spec.shape, spec.dtype), read)
+    specs = keras_seam.map_leaves(lambda spec: tf.TensorSpec(_full_parts(spec.shape, split), spec.dtype), read)
     on_device = bool(tf.config.get_visible_devices("GPU"))
     with custom_gradients.dropped():
         try:
@@ -79,6 +79,13 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
         except UnknownSizeError:
             return None
     return _on_device(model, program, argument_sizes) if on_device else _on_host(model, program, argument_sizes)
+
+
+def _full_parts(shape: Any, split: Split | None) -> Any:
+    """The shape with as many samples as full parts have: of others the graph of the loop does not know the sizes."""
+    if split is None or shape[0] <= split.micro_batch_size:
+        return shape
+    return (-(-shape[0] // split.micro_batch_size) * split.micro_batch_size, *shape[1:])
 
 
 def compiling_bytes(model: Any) -> int:

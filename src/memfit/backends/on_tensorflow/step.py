@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from memfit.backends import host_allocator, keras_seam
@@ -79,12 +80,22 @@ def train_step(model: Any, split: Split) -> Callable[[Any], Any]:
     return lambda data: step(keras.utils.unpack_x_y_sample_weight(data))
 
 
+class _Sums(NamedTuple):
+    """What a part gives, and what parts add up to; logs are those of the last."""
+
+    total: Any
+    outputs: list[Any]
+    gradients: list[Any]
+    logs: Any
+
+
 class _Step:
     """The micro-batched train step of one model.
 
-    The first part, of 1 to ``micro_batch_size`` samples, runs in straight-line code; the others, all full, follow in the
-    loop. So a short batch needs no branch, and the first part tells the loop what it carries: which gradients exist, which
-    are sparse, what the user's ``compute_metrics`` returns.
+    All parts run in one loop, so that the graph holds the model once: graph, optimised copies and kernels are most of what a
+    step in small parts takes. The loop must know beforehand what it carries: which gradients there are, which are sparse, what
+    the user's ``compute_metrics`` returns. A part tells that is traced into a graph of its own, which is thrown away. XLA must
+    know sizes while it compiles: for it the first part, of 1 to ``micro_batch_size`` samples, goes before the loop.
     """
 
     def __init__(self, model: Any, split: Split) -> None:
@@ -95,12 +106,17 @@ class _Step:
 
     def __call__(self, batch: Any) -> Any:
         model = self._model
-        num_samples = _num_samples(batch)
-        counts = self._total_counts(batch)
-        total, outputs, grads, logs = self._gradients(batch, counts)
-        model.optimizer.apply_gradients(zip(grads, model.trainable_weights, strict=True))
-        self.shares.finish(total, outputs, num_samples, num_samples if isinstance(num_samples, int) else None)
-        return {**logs, **model.get_metrics_result()}
+        parts = _Parts(batch, self._size)
+        counts = self._total_counts(parts)
+
+        def run(part: Any) -> _Sums:
+            return self._tracked_part(part, parts.num_samples, counts)
+
+        found = run(batch) if parts.are_one else self._looped(parts, run, *self._begin(parts, run))
+        model.optimizer.apply_gradients(zip(found.gradients, model.trainable_weights, strict=True))
+        known = parts.num_samples if isinstance(parts.num_samples, int) else None
+        self.shares.finish(found.total, found.outputs, parts.num_samples, known)
+        return {**found.logs, **model.get_metrics_result()}
 
     def part(self, part: Any, fraction: Any, counts: Any, *, scale: bool = True) -> tuple[Any, list[Any], Any]:
         """Share of the loss, gradients (None where a weight is unused) and outputs of one part."""
@@ -119,120 +135,191 @@ class _Step:
             y_pred = keras_seam.forward(self._model, x, training=False)
             return self.shares.counts(x, y, y_pred, sample_weight)
 
-    def _gradients(self, batch: Any, counts: Any) -> tuple[Any, list[Any], list[Any], Any]:
-        """Loss, output losses and gradients of the whole batch, and the logs of its last part."""
-        num_samples = _num_samples(batch)
-        first, num_rest = self._first(batch)
-        total, outputs, grads, logs = self._tracked_part(first, num_samples, counts)
-        if num_rest is None:
-            return total, outputs, grads, logs
+    def _tracked_part(self, part: Any, num_samples: Any, counts: Any) -> _Sums:
+        """One part's loss and gradients; its predictions go into the metrics."""
+        floatx = keras.config.floatx()
+        fraction = tf.cast(_num_samples(part), floatx) / tf.cast(num_samples, floatx)
+        share, gradients, y_pred = self.part(part, fraction, counts)
+        x, y, sample_weight = part
+        logs = self._model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return _Sums(share.total, share.outputs, list(gradients), logs if self._own_metrics else {})
+
+    def _total_counts(self, parts: _Parts) -> list[Any] | None:
+        """The whole batch's denominators; None where none depends on the data."""
+        if not self.shares.may_count:
+            return None
+        there: list[bool] = []
+
+        def run(part: Any) -> _Sums:
+            counts = self.counts(part)
+            there[:] = [count is not None for count in counts]
+            return _Sums(tf.constant(0.0), [count for count in counts if count is not None], [], {})
+
+        begin, first_index = (run(parts.batch), 0) if parts.are_one else self._begin(parts, run)
+        if not any(there):
+            return None
+        found = begin if parts.are_one else self._looped(parts, run, begin, first_index)
+        counted = iter(found.outputs)
+        return [next(counted) if is_there else None for is_there in there]
+
+    def _begin(self, parts: _Parts, run: Callable[[Any], _Sums]) -> tuple[_Sums, int]:
+        """What the loop begins with, and its first index: zeros and 0, or what the first part gives and 1."""
+        if not self._model.jit_compile:
+            like = _traced_apart(lambda: run(parts.at(0)))
+            # Of what is carried, only the user's own logs may have shapes that the graph does not know.
+            if all(_shape(leaf).is_fully_defined() for leaf in tf.nest.flatten(like.logs)):
+                return self._zeros(like), 0
+        return run(parts.first), 1
+
+    def _zeros(self, like: _Sums) -> _Sums:
+        weights = self._model.trainable_weights
+        gradients = [
+            gradient if gradient is None or _is_sparse(gradient) else tf.zeros(weights[i].shape, gradient.dtype)
+            for i, gradient in enumerate(like.gradients)
+        ]
+        total, outputs, logs = tf.nest.map_structure(_zeros_as, (like.total, like.outputs, like.logs))
+        return _Sums(total, outputs, gradients, logs)
+
+    def _looped(self, parts: _Parts, run: Callable[[Any], _Sums], begin: _Sums, first_index: int) -> _Sums:
+        """The parts from an index on, added to what there is."""
+        grads = list(begin.gradients)
         dense = [i for i, gradient in enumerate(grads) if tf.is_tensor(gradient) and not _is_sparse(gradient)]
         sparse = [i for i, gradient in enumerate(grads) if _is_sparse(gradient)]
-        arrays = [_SliceArrays(grads[i], _num_samples(first), self._size, num_rest) for i in sparse]
+        arrays = [_SliceArrays(grads[i], parts, first_index) for i in sparse]
 
         def body(index: Any, total: Any, outputs: Any, sums: Any, slices: Any, _logs: Any) -> tuple[Any, ...]:
-            part = self._rest(batch, index)
-            part_total, part_outputs, part_grads, logs = self._tracked_part(part, num_samples, counts)
-            sums = [accumulated + part_grads[i] for accumulated, i in zip(sums, dense, strict=True)]
-            slices = [_SliceArrays.write(pair, index, part_grads[i]) for pair, i in zip(slices, sparse, strict=True)]
-            outputs = [a + b for a, b in zip(outputs, part_outputs, strict=True)]
-            return index + 1, total + part_total, outputs, sums, slices, logs
+            part = run(parts.at(index) if first_index == 0 else parts.full(index))
+            sums = [accumulated + part.gradients[i] for accumulated, i in zip(sums, dense, strict=True)]
+            slices = [
+                made.written(pair, index, part.gradients[i])
+                for made, pair, i in zip(arrays, slices, sparse, strict=True)
+            ]
+            outputs = [a + b for a, b in zip(outputs, part.outputs, strict=True)]
+            return index + 1, total + part.total, outputs, sums, slices, part.logs
 
-        start = (_zero_after(grads), total, outputs, [grads[i] for i in dense], [a.pair for a in arrays], logs)
+        index = tf.constant(0) if first_index == 0 else _one_after(begin)
+        carried = (begin.total, begin.outputs, [grads[i] for i in dense], [a.pair for a in arrays], begin.logs)
         _, total, outputs, sums, slices, logs = tf.while_loop(
-            lambda index, *_: index < num_rest, body, start, parallel_iterations=1
+            lambda index, *_: index < parts.number, body, (index, *carried), parallel_iterations=1
         )
         for i, accumulated in zip(dense, sums, strict=True):
             grads[i] = accumulated
-        for i, pair in zip(sparse, slices, strict=True):
-            grads[i] = _SliceArrays.joined(grads[i], pair)
-        return total, outputs, grads, logs
+        for i, pair, made in zip(sparse, slices, arrays, strict=True):
+            grads[i] = made.joined(pair, self._model.trainable_weights[i].shape)
+        return _Sums(total, outputs, grads, logs)
 
-    def _tracked_part(self, part: Any, num_samples: Any, counts: Any) -> tuple[Any, list[Any], list[Any], Any]:
-        """One part's gradients; its predictions go into the metrics."""
-        floatx = keras.config.floatx()
-        fraction = tf.cast(_num_samples(part), floatx) / tf.cast(num_samples, floatx)
-        share, grads, y_pred = self.part(part, fraction, counts)
-        x, y, sample_weight = part
-        logs = self._model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return share.total, share.outputs, list(grads), logs if self._own_metrics else {}
 
-    def _total_counts(self, batch: Any) -> list[Any] | None:
-        if not self.shares.may_count:
+class _Parts:
+    """How a batch is cut: the first part takes what is left over, the others are full.
+
+    Attributes:
+        batch: The whole of it.
+        num_samples: An ``int`` where the graph knows it, else a scalar tensor.
+        number: Of parts, as ``num_samples``.
+    """
+
+    def __init__(self, batch: Any, size: int) -> None:
+        self.batch = batch
+        self.num_samples = _num_samples(batch)
+        self.number = (self.num_samples + size - 1) // size
+        self._size = size
+
+    @property
+    def are_one(self) -> bool:
+        """Whether the graph knows that the batch is one part."""
+        return isinstance(self.number, int) and self.number == 1
+
+    @property
+    def first(self) -> Any:
+        """The first part."""
+        return _slice(self.batch, 0, self.num_samples - (self.number - 1) * self._size)
+
+    def full(self, index: Any) -> Any:
+        """One of the parts after the first."""
+        return _slice(self.batch, self.num_samples - (self.number - index) * self._size, self._size)
+
+    def as_full(self, entries: int) -> int | None:
+        """What a full part has of something of which the first has so many; None where the graph does not know that."""
+        if not isinstance(self.num_samples, int):
             return None
-        first, num_rest = self._first(batch)
-        counts = self.counts(first)
-        counted = [i for i, count in enumerate(counts) if count is not None]
-        if not counted:
-            return None
-        if num_rest is not None:
+        return entries * self._size // (self.num_samples - (self.number - 1) * self._size)
 
-            def body(index: Any, totals: Any) -> tuple[Any, Any]:
-                part = self.counts(self._rest(batch, index))
-                return index + 1, [total + part[i] for total, i in zip(totals, counted, strict=True)]
-
-            start = (_zero_after(counts), [counts[i] for i in counted])
-            _, totals = tf.while_loop(lambda index, _: index < num_rest, body, start, parallel_iterations=1)
-            for i, total in zip(counted, totals, strict=True):
-                counts[i] = total
-        return counts
-
-    def _first(self, batch: Any) -> tuple[Any, Any]:
-        """The first part, and how many full parts follow: None where the graph knows that none does."""
-        num_samples = _num_samples(batch)
-        num_rest = (num_samples - 1) // self._size
-        if isinstance(num_rest, int) and num_rest == 0:
-            return batch, None
-        return _slice(batch, 0, num_samples - num_rest * self._size), num_rest
-
-    def _rest(self, batch: Any, index: Any) -> Any:
-        """The full part ``index`` of those that follow the first."""
-        num_samples = _num_samples(batch)
-        start = num_samples - ((num_samples - 1) // self._size - index) * self._size
-        return _slice(batch, start, self._size)
+    def at(self, index: Any) -> Any:
+        """Any part; the graph knows its size where all are full."""
+        if isinstance(self.num_samples, int) and self.num_samples % self._size == 0:
+            return self.full(index)
+        end = self.num_samples - (self.number - 1 - index) * self._size
+        start = tf.maximum(0, end - self._size)
+        return _slice(self.batch, start, end - start)
 
 
 class _SliceArrays:
     """The sparse gradients of one embedding, collected over the parts.
 
     They are joined, not added: an optimizer that squares a gradient squares each slice, in the plain step too.
+
+    Args:
+        like: The gradient of the first part.
+        parts: The parts.
+        first_index: Of the first part that is collected; those before it are in ``like``.
     """
 
-    def __init__(self, first: tf.IndexedSlices, first_size: Any, size: int, num_parts: Any) -> None:
-        entries = first.values.shape[0]
-        known = entries is not None and isinstance(first_size, int)
-        entries = entries * size // first_size if known else None
+    def __init__(self, like: tf.IndexedSlices, parts: _Parts, first_index: int) -> None:
+        self._first_index = first_index
+        self._before = like if first_index else None
+        entries = like.values.shape[0]
+        if first_index and entries is not None:
+            entries = parts.as_full(entries)
         self.pair = tuple(
-            tf.TensorArray(part.dtype, num_parts, infer_shape=known, element_shape=[entries, *part.shape[1:]])
-            for part in (first.values, first.indices)
+            tf.TensorArray(
+                slices.dtype,
+                parts.number - first_index,
+                infer_shape=entries is not None,
+                element_shape=[entries, *slices.shape[1:]],
+            )
+            for slices in (like.values, like.indices)
         )
 
-    @staticmethod
-    def write(pair: Any, index: Any, gradient: tf.IndexedSlices) -> Any:
+    def written(self, pair: Any, index: Any, gradient: tf.IndexedSlices) -> Any:
         values, indices = pair
+        index = index - self._first_index
         return values.write(index, gradient.values), indices.write(index, gradient.indices)
 
-    @staticmethod
-    def joined(first: tf.IndexedSlices, pair: Any) -> tf.IndexedSlices:
+    def joined(self, pair: Any, shape: Any) -> tf.IndexedSlices:
+        """All that was collected, as the gradient of a weight of this shape."""
         values, indices = (array.concat() for array in pair)
-        return tf.IndexedSlices(
-            tf.concat([first.values, values], 0), tf.concat([first.indices, indices], 0), first.dense_shape
-        )
+        if self._before is not None:
+            values, indices = tf.concat([self._before.values, values], 0), tf.concat([self._before.indices, indices], 0)
+        return tf.IndexedSlices(values, indices, tf.constant(list(shape)))
 
 
 def _is_sparse(gradient: Any) -> bool:
     return isinstance(gradient, tf.IndexedSlices)
 
 
-def _zero_after(results: Any) -> tf.Tensor:
-    """The loop's first index, there once the results of the first part are.
+def _traced_apart(run: Callable[[], _Sums]) -> _Sums:
+    """What a function gives, with tensors of a graph that is thrown away: their dtypes and shapes alone are of use."""
+    with tf.__internal__.FuncGraph("apart").as_default():
+        return run()
+
+
+def _shape(leaf: Any) -> tf.TensorShape:
+    return leaf.shape if tf.is_tensor(leaf) else tf.TensorShape(np.shape(leaf))
+
+
+def _zeros_as(leaf: Any) -> tf.Tensor:
+    return tf.zeros(_shape(leaf), leaf.dtype if tf.is_tensor(leaf) else tf.convert_to_tensor(leaf).dtype)
+
+
+def _one_after(results: Any) -> tf.Tensor:
+    """The index 1, there once the results of the first part are.
 
     TensorFlow takes a loop apart into its variables: what an iteration computes from the index and the batch alone would
     start beside the first part, and both would hold their activations.
     """
     tensors = [leaf for leaf in tf.nest.flatten(results, expand_composites=True) if leaf is not None]
     with tf.control_dependencies(tensors):
-        return tf.identity(tf.constant(0))
+        return tf.identity(tf.constant(1))
 
 
 def _num_samples(batch: Any) -> Any:

@@ -79,7 +79,8 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
 
 
 def _run(model: Any, batch: Any, split: Split | None, kind: StepKind) -> LiveStorages:
-    """One step on fake tensors; a train step finds the gradients of the step before, as it does from the second on."""
+    """One step on fake tensors; Keras' own finds the gradients of the step before, as it does from the second on, unless
+    weights are updated in groups (``on_torch/around.py``)."""
     device = keras.ops.convert_to_tensor(0).device
     training = kind == "train"
     where = Whereabouts()
@@ -96,7 +97,7 @@ def _run(model: Any, batch: Any, split: Split | None, kind: StepKind) -> LiveSto
             stack.enter_context(_readable(model.optimizer, live, where))
         for fake in fakes:
             live.ignore(fake)
-        if training and split is None:
+        if training and split is None and not keras_optimizer.is_updating_in_groups(model.optimizer):
             for variable in model.trainable_variables:
                 variable.value.grad = torch.empty_like(variable.value)
         # Two parts are as many as a split step ever has at once; the rest of the batch is only held.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memfit.backends import keras_seam
+from memfit.backends import keras_optimizer, keras_seam
 from memfit.backends.around import Around
 
 
@@ -14,6 +14,9 @@ class TorchAround(Around):
     tells_writes = True
 
     def __call__(self, data: Any) -> Any:
+        # Keras lets go of the gradients of the step before only after the forward pass.
+        if self._kind == "train" and keras_optimizer.is_updating_in_groups(self._model.optimizer):
+            self._forget()
         return self._wrapper(lambda batch: self.inner([batch]), data[0])
 
     def _marks(self, variables: list[Any]) -> Any:
