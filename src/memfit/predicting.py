@@ -24,8 +24,7 @@ WEAK_MARGIN = 0.25
 
 
 _USED_AGAIN = 0.5
-"""Of what tests of the smallest batch, or a step that failed, leave with the process, what steps use again: from about half to
-all of it was seen."""
+"""Of what a step that failed leaves with the process, what steps use again: from about half to all of it was seen."""
 
 _NOTHING = Estimate(0, 0, "")
 
@@ -261,11 +260,15 @@ class Predictions:
     def _on_top_of_base(self, step: Estimate) -> Estimate:
         waiting = self._queued * self._held.inputs + self._reading
         found = peak.on_top_of_now(step, waiting=waiting, backend=self._backend).cautious(self.caution)
-        return dataclasses.replace(found, bytes=found.bytes - min(self._left, step.bytes))
+        return dataclasses.replace(found, bytes=found.bytes - min(self._left, step.bytes - step.fixed))
 
     @contextlib.contextmanager
     def testing(self) -> Iterator[None]:
-        """Around a test of the model on a tiny batch: what it leaves with the process is what a step takes first."""
+        """Around a test of the model on a tiny batch: from what it leaves with the process steps take their tensors first.
+
+        Measured on TensorFlow, five models in 4 and 8 parts whose tests left 27 to 206 MiB: the first step took 15 MiB less to
+        43 MiB more than was predicted before the margin.
+        """
         before = self._on_top_of_base(_NOTHING).bytes
         try:
             yield
@@ -273,7 +276,7 @@ class Predictions:
             if self._backend.keeps_freed(self._model):
                 self._backend.release()
                 left = self._on_top_of_base(_NOTHING).bytes - before
-                self._left += max(0, int(_USED_AGAIN * left))
+                self._left += max(0, left)
 
     def planned_here(self) -> None:
         """Remembers what is held as a plan is made."""
