@@ -83,6 +83,7 @@ class Estimate:
         compiling: Host bytes that tracing and compiling the step were seen to take while they lasted; not in ``bytes``.
         fixed: Of ``bytes``, what a step of the model takes at any batch size and with any lever, at the least: its graph.
         spare: Of ``margin``, what can be left out at first where a step that runs out of memory is undone and tried smaller.
+        otherwise: What the same step takes with the other setting of ``own_pages``, where the analysis gives both.
     """
 
     bytes: int
@@ -93,6 +94,7 @@ class Estimate:
     compiling: int = 0
     fixed: int = 0
     spare: int = 0
+    otherwise: Estimate | None = None
 
     @property
     def upper(self) -> int:
@@ -127,5 +129,11 @@ class Consumer:
 
 def estimate_from_fields(fields: Mapping[str, Any]) -> Estimate:
     """The estimate that ``dataclasses.asdict`` took apart, or ``to_json`` wrote."""
-    moment = fields.get("moment")
-    return Estimate(**{**fields, "moment": None if moment is None else Moment(**moment)})
+    moment, otherwise = fields.get("moment"), fields.get("otherwise")
+    return Estimate(
+        **{
+            **fields,
+            "moment": None if moment is None else Moment(**moment),
+            "otherwise": None if otherwise is None else estimate_from_fields(otherwise),
+        }
+    )

@@ -155,6 +155,9 @@ class Predictions:
             with shown(text, quiet=self._quiet), pulled(self._model, levers, self._backend):
                 step = peak.step_bytes(self._model, self._spec, split, backend=self._backend)
             self._analyses[split, levers] = step
+            if step is not None and step.otherwise is not None:
+                other = dataclasses.replace(levers, own_pages=not levers.own_pages)
+                self._analyses.setdefault((split, other), dataclasses.replace(step.otherwise, compiling=step.compiling))
         return self._analyses[split, levers]
 
     def _tried(self, split: Split | None, levers: Levers = NO_LEVERS) -> Estimate | None:

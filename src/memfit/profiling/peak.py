@@ -97,9 +97,8 @@ def on_top_of_now(step: Estimate, *, waiting: int, backend: Backend) -> Estimate
     base = budgeting.reading(backend).host_bytes if device is None else device.used_bytes
     waiting = waiting if device is None else 0
     spare = step.spare + RUNTIME_RESERVE // 2 if step.spare else 0
-    return dataclasses.replace(
-        step, bytes=base + waiting + step.bytes, margin=step.margin + RUNTIME_RESERVE, spare=spare
-    )
+    num_bytes, margin = base + waiting + step.bytes, step.margin + RUNTIME_RESERVE
+    return dataclasses.replace(step, bytes=num_bytes, margin=margin, spare=spare, otherwise=None)
 
 
 def profile(model: Any, spec: Any, peak: Estimate, *, backend: Backend, outputs: tuple[Consumer, ...]) -> Profile:

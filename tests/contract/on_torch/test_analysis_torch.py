@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -18,10 +19,11 @@ from memfit import backends
 from memfit.backends import host_allocator, keras_seam
 from memfit.backends.on_torch import analysis, step, workspace
 from memfit.backends.on_torch.c_heap import CHeap
-from memfit.backends.on_torch.live_storages import LiveStorages, fake_mode
+from memfit.backends.on_torch.live_storages import Layout, LiveStorages, fake_mode
 from memfit.backends.on_torch.whereabouts import Whereabouts
 from memfit.backends.protocol import StepKind
 from memfit.levers.pulled import pulled
+from memfit.predicting import Predictions
 from memfit.records import Levers, Moment, Split, TensorSpec
 from memfit.units import MIB
 
@@ -298,18 +300,19 @@ def test_training_after_the_analysis_is_the_same(split: Split | None) -> None:
 
 
 def test_storages_are_counted_once_and_until_they_end() -> None:
-    with fake_mode(), LiveStorages(workspace.for_device("cpu")) as live:
+    layout = Layout()
+    with fake_mode(), LiveStorages(workspace.for_device("cpu"), layouts=[layout]) as live:
         a = torch.empty(1000)
         view = a.view(10, 100).t()
         assert live.live == 4000
         b = a + a
-        assert (live.live, live.peak) == (8000, 8000)
+        assert (live.live, layout.peak) == (8000, 8000)
         b.add_(1)
         assert live.live == 8000
         del a, b
         assert live.live == 4000  # the view still holds its storage
         del view
-        assert (live.live, live.peak) == (0, 8000)
+        assert (live.live, layout.peak) == (0, 8000)
 
 
 def test_small_blocks_leave_gaps_that_end_with_the_heap_s_top() -> None:
@@ -357,36 +360,56 @@ def test_pages_of_their_own_take_less_and_train_alike(monkeypatch: pytest.Monkey
             detach()
         trained.append(model.get_weights())
     assert found[True].upper < found[False].upper
+    assert found[True] == dataclasses.replace(found[False].otherwise, otherwise=found[True].otherwise), (
+        "one run tells both"
+    )
+    assert found[False].upper == found[True].otherwise.upper
     assert thresholds == [(host_allocator.LARGEST_HEAP_BLOCK, False), (host_allocator.LARGE_BLOCK, True)]
     for one, other in zip(*trained, strict=True):
         np.testing.assert_array_equal(one, other)
     assert not keras_seam.has_own_pages(model)
 
 
+def test_one_run_predicts_tensors_on_the_heap_and_in_pages_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, analysed = [], analysis.step_bytes
+    monkeypatch.setattr(analysis, "step_bytes", lambda *given: asked.append(given) or analysed(*given))
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", "")
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(512, activation="gelu"), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    spec = (TensorSpec((2048, 64), "float32"), TensorSpec((2048, 1), "float32"), None)
+    prediction = Predictions(model, spec, backends.current(), quiet=True)
+    heap, own = (prediction.peak(None, Levers(own_pages=pages)) for pages in (False, True))
+    assert own.upper < heap.upper
+    assert len(asked) == 1
+    assert heap.otherwise is None, "a peak is that of one plan"
+
+
 def test_gaps_count_as_workspace_and_large_blocks_leave_none() -> None:
-    with fake_mode(), LiveStorages(workspace.for_device("cpu"), heap=CHeap(), mapped_block=MIB) as live:
+    layout = Layout(CHeap(), mapped_block=MIB)
+    with fake_mode(), LiveStorages(workspace.for_device("cpu"), layouts=[layout]) as live:
         large = torch.empty(MIB)
-        assert (live.peak, live.workspace, live.heap_peak) == (4 * MIB, 0, 0)
+        assert (layout.peak, layout.workspace, layout.heap_peak) == (4 * MIB, 0, 0)
         small = [torch.empty(1000) for _ in range(10)]
         assert live.live == 4 * MIB + 40_000
-        assert live.peak == live.live + live.workspace
-        assert live.heap_peak == 40_000 + live.workspace
-        reached = live.heap_peak
+        assert layout.peak == live.live + layout.workspace
+        assert layout.heap_peak == 40_000 + layout.workspace
+        reached = layout.heap_peak
         del large, small
         assert live.live == 0
         torch.empty(1000)
-        assert live.heap_peak == reached
+        assert layout.heap_peak == reached
 
 
 def test_what_is_held_between_steps_does_not_count() -> None:
     with fake_mode():
         held = torch.empty(1000)
-        with LiveStorages(workspace.for_device("cpu")) as live:
+        layout = Layout()
+        with LiveStorages(workspace.for_device("cpu"), layouts=[layout]) as live:
             live.ignore(held)
             held.mul_(2)
-            assert live.peak == 0
+            assert layout.peak == 0
             held + 1
-        assert live.peak == 4000
+        assert layout.peak == 4000
 
 
 @pytest.mark.parametrize(("layout", "copies"), [(torch.contiguous_format, 0), (torch.channels_last, 1)])

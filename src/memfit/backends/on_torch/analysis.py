@@ -8,6 +8,7 @@ own tensors are put aside and put back: never written, never moved.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from memfit import units
 from memfit.backends import keras_losses, keras_optimizer, keras_seam
 from memfit.backends.on_torch import workspace
 from memfit.backends.on_torch.c_heap import CHeap
-from memfit.backends.on_torch.live_storages import LiveStorages, fake_mode
+from memfit.backends.on_torch.live_storages import Layout, LiveStorages, fake_mode
 from memfit.backends.on_torch.memory import mapped_block
 from memfit.backends.on_torch.step import MicroBatchedStep
 from memfit.backends.on_torch.whereabouts import Whereabouts
@@ -59,33 +60,42 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
     if keras_seam.is_distributed(model):
         return None
     try:
-        live = _run(model, batch, split, kind)
+        layouts = _run(model, batch, split, kind)
     except _NOT_ANALYSABLE:
         return None
+    found = [_estimate(model, layout) for layout in layouts]
+    return dataclasses.replace(found[0], otherwise=found[1] if len(found) > 1 else None)
+
+
+def _estimate(model: Any, layout: Layout) -> Estimate:
     share = _COMPILED_SHARE if model.jit_compile else _SHARE
     runtime = RUNTIME if keras.ops.convert_to_tensor(0).device.type == "cpu" else 0
-    scattered = int(_SCATTERED * live.heap_peak)
-    sure, gaps = int(share * live.peak), int(_HEAP_SHARE * live.heap_peak)
+    scattered = int(_SCATTERED * layout.heap_peak)
+    sure, gaps = int(share * layout.peak), int(_HEAP_SHARE * layout.heap_peak)
     # A step that fails while it writes weights cannot be undone.
-    writes = live.moment is not None and live.moment.phase == "update"
+    writes = layout.moment is not None and layout.moment.phase == "update"
     return Estimate(
-        live.peak + scattered + runtime,
+        layout.peak + scattered + runtime,
         margin=sure + _FIXED + gaps,
         source=SOURCE,
-        moment=live.moment,
-        workspace=live.workspace + scattered,
+        moment=layout.moment,
+        workspace=layout.workspace + scattered,
         spare=0 if writes else _FIXED + gaps,
     )
 
 
-def _run(model: Any, batch: Any, split: Split | None, kind: StepKind) -> LiveStorages:
-    """One step on fake tensors; Keras' own finds the gradients of the step before, as it does from the second on, unless
-    weights are updated in groups (``on_torch/around.py``)."""
+def _run(model: Any, batch: Any, split: Split | None, kind: StepKind) -> list[Layout]:
+    """One step on fake tensors, as tensors are laid out now and, on a CPU, as with the other setting of ``own_pages``.
+
+    Keras' own step finds the gradients of the step before, as it does from the second on, unless weights are updated in groups
+    (``on_torch/around.py``).
+    """
     device = keras.ops.convert_to_tensor(0).device
     training = kind == "train"
     where = Whereabouts()
-    heap = CHeap() if device.type == "cpu" else None
-    live = LiveStorages(workspace.for_device(device.type), where, heap, mapped_block(model))
+    own = keras_seam.has_own_pages(model)
+    layouts = [Layout(CHeap(), mapped_block(pages)) for pages in (own, not own)] if device.type == "cpu" else [Layout()]
+    live = LiveStorages(workspace.for_device(device.type), where, layouts)
     with contextlib.ExitStack() as stack:
         stack.enter_context(fake_mode())
         stack.enter_context(_mode(model, training=training))
@@ -108,7 +118,7 @@ def _run(model: Any, batch: Any, split: Split | None, kind: StepKind) -> LiveSto
         rest = keras_seam.map_leaves(lambda spec: _tensor(spec, num_samples - run, device), held)
         outputs = _step(model, split, kind)(keras.utils.pack_x_y_sample_weight(*data))
         del rest, outputs
-    return live
+    return layouts
 
 
 def _step(model: Any, split: Split | None, kind: StepKind) -> Any:

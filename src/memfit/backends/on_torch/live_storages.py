@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,51 @@ Workspace = Callable[[Any, tuple[Any, ...], Any], int]
 """``workspace(operator, arguments, result)``: bytes that the operator's kernel takes by itself while it runs."""
 
 
+class Layout:
+    """What tensors take as one setting of the C library lays them out.
+
+    Args:
+        heap: The C library's heap, where tensors lie on it.
+        mapped_block: Bytes from which a tensor has pages of its own instead.
+
+    Attributes:
+        peak: The highest number of bytes so far, the heap's gaps and the workspace of the operator that ran then included.
+        workspace: Of ``peak``, those gaps and that workspace.
+        moment: When the peak was, or None where nobody follows the step.
+        heap_peak: The furthest that the heap reached.
+    """
+
+    def __init__(self, heap: CHeap | None = None, mapped_block: int = LARGEST_HEAP_BLOCK) -> None:
+        self.peak = 0
+        self.workspace = 0
+        self.moment: Moment | None = None
+        self.heap_peak = 0
+        self._heap = heap
+        self._mapped_block = mapped_block
+        self._on_heap = 0
+
+    def take(self, size: int) -> Callable[[], None] | None:
+        """Places a tensor; returns what takes it off the heap, None where it does not lie there."""
+        heap = self._heap
+        if heap is None or not 0 < size < self._mapped_block:
+            return None
+        blocks = heap.take(size)
+        self._on_heap += size
+        self.heap_peak = max(self.heap_peak, heap.top)
+
+        def give() -> None:
+            heap.give(blocks)
+            self._on_heap -= size
+
+        return give
+
+    def look(self, live: int, workspace: int, moment: Callable[[], Moment | None]) -> None:
+        """Reckons with an operator that has run, beside so many live bytes."""
+        workspace += 0 if self._heap is None else self._heap.top - self._on_heap
+        if live + workspace > self.peak:
+            self.peak, self.workspace, self.moment = live + workspace, workspace, moment()
+
+
 class LiveStorages(TorchDispatchMode):
     """Counts the storages of fake tensors from their first appearance to their end.
 
@@ -33,33 +78,17 @@ class LiveStorages(TorchDispatchMode):
     Args:
         workspace: What an operator's kernel takes by itself.
         where: Follows the step, for ``moment``.
-        heap: The C library's heap, where tensors lie on it.
-        mapped_block: Bytes from which a tensor has pages of its own instead.
+        layouts: Ways to lay tensors out, each told of all of them; without heap where left out.
 
     Attributes:
         live: Bytes alive now.
-        peak: The highest ``live`` so far, the heap's gaps and the workspace of the operator that ran then included.
-        workspace: Of ``peak``, those gaps and that workspace.
-        moment: When the peak was, or None where nobody follows the step.
-        heap_peak: The furthest that the heap reached.
+        layouts: As passed.
     """
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        where: Whereabouts | None = None,
-        heap: CHeap | None = None,
-        mapped_block: int = LARGEST_HEAP_BLOCK,
-    ) -> None:
+    def __init__(self, workspace: Workspace, where: Whereabouts | None = None, layouts: Sequence[Layout] = ()) -> None:
         super().__init__()
         self.live = 0
-        self.peak = 0
-        self.workspace = 0
-        self.moment: Moment | None = None
-        self.heap_peak = 0
-        self._heap = heap
-        self._mapped_block = mapped_block
-        self._on_heap = 0
+        self.layouts = layouts or (Layout(),)
         self._workspace_of = workspace
         self._where = where
         self._scalar: int | None = None
@@ -79,10 +108,9 @@ class LiveStorages(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, FakeTensor):
                 self.count(leaf)
-        workspace = self._workspace_of(func, args, result) + self._gaps()
-        if self.live + workspace > self.peak:
-            self.peak, self.workspace = self.live + workspace, workspace
-            self.moment = None if self._where is None else self._where.moment(func)
+        workspace = self._workspace_of(func, args, result)
+        for layout in self.layouts:
+            layout.look(self.live, workspace, lambda: None if self._where is None else self._where.moment(func))
         return result
 
     @contextlib.contextmanager
@@ -102,26 +130,17 @@ class LiveStorages(TorchDispatchMode):
         if known is not None and known() is storage:
             return
         size = storage.nbytes()
-        heap = self._heap if 0 < size < self._mapped_block else None
-        blocks = () if heap is None else heap.take(size)
+        gives = [give for layout in self.layouts if (give := layout.take(size)) is not None]
 
         def ended(reference: Any) -> None:
             if self._storages.get(key) is reference:
                 del self._storages[key]
             self.live -= size
-            if heap is not None:
-                heap.give(blocks)
-                self._on_heap -= size
+            for give in gives:
+                give()
 
         self._storages[key] = weakref.ref(storage, ended)
         self.live += size
-        if heap is not None:
-            self._on_heap += size
-            self.heap_peak = max(self.heap_peak, heap.top)
-
-    def _gaps(self) -> int:
-        """What the heap holds beside its tensors' bytes."""
-        return 0 if self._heap is None else self._heap.top - self._on_heap
 
     def ignore(self, tensor: Any) -> None:
         """Keeps a tensor out of the count: what is held between steps."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
 
 import torch
 from keras import ops
 
-from memfit.backends import host_allocator, keras_seam
+from memfit.backends import host_allocator
 from memfit.records import DeviceMemory
 
 _ITEMS_A_THREAD = 2**16
@@ -48,14 +47,13 @@ def start_threads() -> None:
     torch.ones(_ITEMS_A_THREAD * torch.get_num_threads()).add_(1)
 
 
-def mapped_block(model: Any) -> int:
-    """The size in bytes from which blocks get pages of their own on the CPU while the model trains.
+def mapped_block(own_pages: bool) -> int:
+    """The size in bytes from which blocks get pages of their own on the CPU while a model trains.
 
     By itself glibc ends up at its largest. Smaller blocks in pages of their own leave no gaps, and cost page faults each
     time: a U-Net's step in two parts took 309 MiB and 0.82 s instead of 444 MiB and 0.36 s.
     """
-    own = keras_seam.has_own_pages(model)
-    return host_allocator.LARGE_BLOCK if own else host_allocator.LARGEST_HEAP_BLOCK
+    return host_allocator.LARGE_BLOCK if own_pages else host_allocator.LARGEST_HEAP_BLOCK
 
 
 def device_type() -> str:

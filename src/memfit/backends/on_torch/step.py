@@ -27,8 +27,8 @@ def attach(model: Any, split: Split | None) -> Callable[[], None]:
     if split is not None:
         keras_seam.set_attribute(model, "train_function", _train_function(MicroBatchedStep(model, split)))
     on_cpu = keras.ops.convert_to_tensor(0).device.type == "cpu"
-    own_pages, block = keras_seam.has_own_pages(model), mapped_block(model)
-    restore_heap = host_allocator.map_large_blocks(block, close_gaps=own_pages) if on_cpu else None
+    own_pages = keras_seam.has_own_pages(model)
+    restore_heap = host_allocator.map_large_blocks(mapped_block(own_pages), close_gaps=own_pages) if on_cpu else None
 
     def detach() -> None:
         if restore_heap is not None:
