@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from memfit.backends import host_allocator, keras_seam
-from memfit.backends.on_tensorflow import heap
+from memfit.backends.on_tensorflow import custom_gradients, heap
 from memfit.backends.shares import Shares
 from memfit.records import Split
 
@@ -167,7 +166,7 @@ class _Step:
         if not self._model.jit_compile:
             like = _traced_apart(lambda: run(parts.at(0)))
             # Of what is carried, only the user's own logs may have shapes that the graph does not know.
-            if all(_shape(leaf).is_fully_defined() for leaf in tf.nest.flatten(like.logs)):
+            if all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(like.logs)):
                 return self._zeros(like), 0
         return run(parts.first), 1
 
@@ -177,13 +176,13 @@ class _Step:
             gradient if gradient is None or _is_sparse(gradient) else tf.zeros(weights[i].shape, gradient.dtype)
             for i, gradient in enumerate(like.gradients)
         ]
-        total, outputs, logs = tf.nest.map_structure(_zeros_as, (like.total, like.outputs, like.logs))
+        total, outputs, logs = tf.nest.map_structure(_zeros, (like.total, like.outputs, like.logs))
         return _Sums(total, outputs, gradients, logs)
 
     def _looped(self, parts: _Parts, run: Callable[[Any], _Sums], begin: _Sums, first_index: int) -> _Sums:
         """The parts from an index on, added to what there is."""
         grads = list(begin.gradients)
-        dense = [i for i, gradient in enumerate(grads) if tf.is_tensor(gradient) and not _is_sparse(gradient)]
+        dense = [i for i, gradient in enumerate(grads) if gradient is not None and not _is_sparse(gradient)]
         sparse = [i for i, gradient in enumerate(grads) if _is_sparse(gradient)]
         arrays = [_SliceArrays(grads[i], parts, first_index) for i in sparse]
 
@@ -294,21 +293,39 @@ class _SliceArrays:
 
 
 def _is_sparse(gradient: Any) -> bool:
-    return isinstance(gradient, tf.IndexedSlices)
+    return isinstance(gradient, (tf.IndexedSlices, _Slices))
+
+
+class _Slices(NamedTuple):
+    """What is known of a sparse gradient before there is one."""
+
+    values: tf.TensorSpec
+    indices: tf.TensorSpec
 
 
 def _traced_apart(run: Callable[[], _Sums]) -> _Sums:
-    """What a function gives, with tensors of a graph that is thrown away: their dtypes and shapes alone are of use."""
-    with tf.__internal__.FuncGraph("apart").as_default():
-        return run()
+    """What a function gives, described, from a graph of its own that is thrown away."""
+    with custom_gradients.dropped(), tf.__internal__.FuncGraph("apart").as_default():
+        found = run()
+        total, outputs, logs = tf.nest.map_structure(_spec, (found.total, found.outputs, found.logs))
+        described = _Sums(total, outputs, [_gradient_spec(gradient) for gradient in found.gradients], logs)
+        del found  # holds the graph
+    return described
 
 
-def _shape(leaf: Any) -> tf.TensorShape:
-    return leaf.shape if tf.is_tensor(leaf) else tf.TensorShape(np.shape(leaf))
+def _gradient_spec(gradient: Any) -> Any:
+    if _is_sparse(gradient):
+        return _Slices(_spec(gradient.values), _spec(gradient.indices))
+    return None if gradient is None else _spec(gradient)
 
 
-def _zeros_as(leaf: Any) -> tf.Tensor:
-    return tf.zeros(_shape(leaf), leaf.dtype if tf.is_tensor(leaf) else tf.convert_to_tensor(leaf).dtype)
+def _spec(leaf: Any) -> tf.TensorSpec:
+    tensor = tf.convert_to_tensor(leaf)
+    return tf.TensorSpec(tensor.shape, tensor.dtype)
+
+
+def _zeros(spec: tf.TensorSpec) -> tf.Tensor:
+    return tf.zeros(spec.shape, spec.dtype)
 
 
 def _one_after(results: Any) -> tf.Tensor:
