@@ -23,7 +23,8 @@ from memfit.profiling.batches import Batches
 from memfit.profiling.peak import RUNTIME_RESERVE
 from memfit.profiling.rate import matrix_rate
 from memfit.records import NO_LEVERS, Estimate, Levers, Plan, Profile, Remat, Split
-from memfit.reporting.console import say, shown
+from memfit.reporting.console import say
+from memfit.tiny_batches import TinyBatches
 from memfit.units import GIB, MIB, text
 
 _WORTH = 0.02
@@ -31,13 +32,6 @@ _WORTH = 0.02
 
 _UNKNOWN_PART = 0.02
 """What a part is said to add to the time of a step where the model's operations cannot be counted."""
-
-_TEST_SHARE = 0.25
-"""Of the room that is left, what a step of a tiny batch may take: a test holds two steps' results and what runs them."""
-
-_UPDATE = 3
-_RESULTS = 2
-"""Gradients' worth of a step that does not grow with the batch, and of a test: what it compares, as it updates nothing."""
 
 _SAFE_TEST = 6
 """Rooms of so many times the gradients, and of the bytes below, are enough to test the model in."""
@@ -96,6 +90,9 @@ class Arrangements:
         self._chain = functools.cache(lambda: remat.chain(model, batches.spec))
         self._inexact = functools.cache(lambda: allowed.combinations(model, batches.spec, request.allow, backend))
         self._without_xla = without_xla.cost(model, backend)
+        # Tests run in the framework's own kernels.
+        plain = Levers(xla_off=self._without_xla is not None)
+        self._tests = TinyBatches(model, batches, self.prediction, backend, plain=plain, request=request)
         self._peaks = CompiledPeaks(self.prediction, backend, may_do_without=self._without_xla is not None)
 
     def fastest(self, ceiling: int | None = None) -> Decision:
@@ -288,25 +285,13 @@ class Arrangements:
     def _separability(self) -> micro_batch.Separability:
         if self._is_small(self._request.budget.limiting_bytes) and apart.is_apart(self._model):
             return micro_batch.Separability(Split(1), None, apart.REASON)
-        sample = self._sample(micro_batch.FEWEST)
+        sample = self._tests.sample(micro_batch.FEWEST)
         if sample is None:
             reason = "there is no room to test whether the model treats samples apart"
             return micro_batch.Separability(None, None, reason)
         text = "testing on a tiny batch whether the model treats samples apart"
-        with shown(text, quiet=self._request.quiet), self.prediction.testing():
+        with self._tests.running(sample, text):
             return micro_batch.separability(self._model, sample, self._backend)
-
-    def _sample(self, fewest: int) -> Any | None:
-        """A tiny batch to test the model on: as many samples as the room allows, or None where it allows fewer than so many."""
-        idle, gradients = self.prediction.idle(), self.prediction.gradients
-        # Tests run in the framework's own kernels.
-        step = self.prediction.peak(None, Levers(xla_off=self._without_xla is not None)).bytes - idle
-        room = self._request.budget.limiting_bytes - idle
-        one = max(1.0, (step - _UPDATE * gradients) / (self._batches.batch_size or 1))
-        if _RESULTS * gradients + fewest * one > room:
-            return None
-        most = fewest if self._backend.keeps_freed(self._model) else int(_TEST_SHARE * room / one)
-        return self._batches.sample(min(micro_batch.SAMPLES, max(fewest, most)))
 
     def _split(self, size: int) -> Split:
         return dataclasses.replace(self.separability().split or Split(1), micro_batch_size=size)
@@ -362,14 +347,14 @@ class Arrangements:
             return Verification(True, finding.difference, finding.reason)
         # Where parts differ from the whole by what the user allowed, the other levers are compared alone.
         splits = found.size < (self._batches.batch_size or 1) and self.separability().split is not None
-        sample, split = self._sample(micro_batch.FEWEST if splits else 1) if tested else None, None
+        sample, split = self._tests.sample(micro_batch.FEWEST if splits else 1) if tested else None, None
         if sample is None and (splits or dataclasses.replace(computing, optimizer_state=None)):
             reason = "not compared with the plain step: there is no room for one of a tiny batch"
             return Verification(True, None, reason)
         if splits:
             split = self._split(min(micro_batch.PART, keras_seam.flatten(sample)[0].shape[0] - 1))
         text = "comparing the plan with the plain step on a tiny batch"
-        with shown(text, quiet=self._request.quiet), self.prediction.testing():
+        with self._tests.running(sample, text):
             return verified(self._model, sample, computing, split, backend=self._backend)
 
     def _could_allow(self, ceiling: int, *, tested: bool = True) -> tuple[str, ...]:

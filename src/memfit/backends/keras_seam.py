@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -193,6 +194,7 @@ def keeping_programs(model: Any) -> Iterator[None]:
 
 
 _OWN_PAGES = "_memfit_own_pages"
+_TRACED_TESTS = "_memfit_traced_tests"
 
 
 def has_own_pages(model: Any) -> bool:
@@ -200,14 +202,28 @@ def has_own_pages(model: Any) -> bool:
     return _OWN_PAGES in vars(model)
 
 
-@contextlib.contextmanager
-def marked_with_own_pages(model: Any) -> Iterator[None]:
+def marked_with_own_pages(model: Any) -> AbstractContextManager[None]:
     """Inside, ``has_own_pages`` is true."""
-    set_attribute(model, _OWN_PAGES, True)
+    return _marked(model, _OWN_PAGES)
+
+
+def tests_are_traced(model: Any) -> bool:
+    """Whether gradients of tiny batches are to take as little memory as a step does, at the price of tracing a graph."""
+    return _TRACED_TESTS in vars(model)
+
+
+def marked_for_traced_tests(model: Any) -> AbstractContextManager[None]:
+    """Inside, ``tests_are_traced`` is true."""
+    return _marked(model, _TRACED_TESTS)
+
+
+@contextlib.contextmanager
+def _marked(model: Any, name: str) -> Iterator[None]:
+    set_attribute(model, name, True)
     try:
         yield
     finally:
-        remove_attribute(model, _OWN_PAGES)
+        remove_attribute(model, name)
 
 
 def is_distributed(model: Any) -> bool:
