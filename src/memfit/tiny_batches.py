@@ -74,12 +74,14 @@ class TinyBatches:
             sample: What ``sample`` gave.
             text: What is being done.
         """
-        one, room = self._costs()
-        num_samples = 0 if sample is None else keras_seam.flatten(sample)[0].shape[0]
-        traced = self._keeps_freed and _UNTRACED * num_samples * one > _MAY_STAY * room
+        traced = self._keeps_freed and sample is not None and self._leaves_much(sample)
         mark = keras_seam.marked_for_traced_tests(self._model) if traced else contextlib.nullcontext()
         with shown(text, quiet=self._request.quiet), self._prediction.testing(), mark:
             yield
+
+    def _leaves_much(self, sample: Any) -> bool:
+        one, room = self._costs()
+        return bool(_UNTRACED * keras_seam.flatten(sample)[0].shape[0] * one > _MAY_STAY * room)
 
     def _costs(self) -> tuple[float, int]:
         """Bytes that a sample takes in a step, and those that there are."""

@@ -69,9 +69,8 @@ class HostBound:
         if resource.RLIM_INFINITY != soft <= limit or resource.RLIM_INFINITY != hard <= limit:
             yield
             return
-        self._reached = max(
-            limit, host_allocator.mapped_bytes()
-        )  # where the heap has free pages, more is mapped than the bound allows
+        # Where the heap has free pages, more is mapped than the bound allows.
+        self._reached = max(limit, host_allocator.mapped_bytes())
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
         try:
             yield

@@ -54,11 +54,9 @@ def gradients(model: Any, batch: Any, split: Split | None) -> tuple[float, list[
                 loss = tf.reduce_sum(keras_seam.compute_loss(model, x, y, y_pred, sample_weight))
             return loss, [_dense(gradient) for gradient in tape.gradient(loss, model.trainable_weights)]
 
-        with custom_gradients.dropped():
-            loss, grads = _program(model, "whole", whole)(*batch)
+        loss, grads = _program(model, "whole", whole)(*batch)
     else:
-        with custom_gradients.dropped():
-            loss, grads = _in_parts(model, split, batch)
+        loss, grads = _in_parts(model, split, batch)
     return float(loss), [None if gradient is None else gradient.numpy() for gradient in grads]
 
 
@@ -91,7 +89,13 @@ def _program(model: Any, name: Any, function: Callable[..., Any]) -> Callable[..
     """The function traced, where tests of the model are to be; a program of the same name is traced once."""
     if not keras_seam.tests_are_traced(model):
         return function
-    return keras_seam.kept_programs(model).setdefault(name, tf.function(function, autograph=False))
+    program = keras_seam.kept_programs(model).setdefault(name, tf.function(function, autograph=False))
+
+    def call(*arguments: Any) -> Any:
+        with custom_gradients.dropped():
+            return program(*arguments)
+
+    return call
 
 
 def train_step(model: Any, split: Split) -> Callable[[Any], Any]:
@@ -284,7 +288,7 @@ class _SliceArrays:
         first_index: Of the first part that is collected; those before it are in ``like``.
     """
 
-    def __init__(self, like: tf.IndexedSlices, parts: _Parts, first_index: int) -> None:
+    def __init__(self, like: tf.IndexedSlices | _Slices, parts: _Parts, first_index: int) -> None:
         self._first_index = first_index
         self._before = like if first_index else None
         entries = like.values.shape[0]
