@@ -136,7 +136,7 @@ class _Run:
         if survives and (arguments.get("validation_data") is not None or arguments.get("validation_split")):
             arounds.append(backend.around(self._model, "test", validation))
         try:
-            with _unbounded_updates(self._model.optimizer, bound):
+            with recover.let_go(bound), _unbounded_updates(self._model.optimizer, bound):
                 yield
         except BaseException:
             around_train.rescue()

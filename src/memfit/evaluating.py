@@ -273,7 +273,8 @@ def _sized(
 def _run(model: Any, call: _Call, step: ForwardStep, arguments: dict[str, Any]) -> Any:
     around = call.backend.around(model, call.kind, step)
     try:
-        return (model.predict if call.kind == "predict" else model.evaluate)(**arguments)
+        with recover.let_go(call.bound):
+            return (model.predict if call.kind == "predict" else model.evaluate)(**arguments)
     except BaseException:
         around.rescue()
         raise

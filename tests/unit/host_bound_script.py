@@ -112,6 +112,32 @@ def gaps_are_closed_after_an_allocation_that_failed() -> None:
     assert last.size
 
 
+def what_was_free_as_an_allocation_failed_is_no_room_but_no_loss_either() -> None:
+    """glibc gives the thread memory of another heap from then on, and comes back to gaps on the first where nothing is left.
+
+    In ``raised`` there would be something left, until it ends with an error.
+    """
+    small = [np.ones(100_000, "uint8") for _ in range(1200)]
+    last = np.ones(100_000, "uint8")
+    bound = HostBound(held() + BLOCK)
+    with bound.applied():
+        taken(ROOM)
+    del small
+    bound._most = most = held() - 1200 * 100_000 + ROOM
+    bound.start_over()
+    more: list[np.ndarray] = []
+    with bound.applied(), contextlib.suppress(MemoryError):
+        while len(more) * 100_000 < 2 * ROOM:
+            with bound.raised(BLOCK):
+                more.append(np.ones(100_000, "uint8"))
+    assert held() <= most + BLOCK
+    assert 0.75 * ROOM <= len(more) * 100_000 <= ROOM + BLOCK
+    free = host_allocator.free_bytes()
+    bound.let_go()
+    assert host_allocator.free_bytes() - free >= 100 * MIB
+    assert last.size
+
+
 def what_cannot_be_undone_goes_beyond_it() -> None:
     bound = HostBound(held() + ROOM)
     with bound.applied():

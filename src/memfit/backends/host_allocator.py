@@ -90,7 +90,7 @@ def map_large_blocks(least: int = LARGE_BLOCK, *, close_gaps: bool = False) -> C
         return lambda: None
     mallopt(_M_TRIM_THRESHOLD, _KEPT_TOP)
     mallopt(_M_MMAP_THRESHOLD, least)
-    open_gaps = _closed_gaps(least) if close_gaps else None
+    open_gaps = closed_gaps(least) if close_gaps else None
 
     def restore() -> None:
         if open_gaps is not None:
@@ -100,7 +100,7 @@ def map_large_blocks(least: int = LARGE_BLOCK, *, close_gaps: bool = False) -> C
     return restore
 
 
-def _closed_gaps(least: int) -> Callable[[], None]:
+def closed_gaps(least: int) -> Callable[[], None]:
     """Takes the heap's gaps of so many bytes and more, without a page of memory behind them, until the returned function.
 
     While they are looked for, no larger mapping can be made. A thread whose allocation has failed takes from another heap from

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from memfit.backends import host_allocator
+from memfit.units import KIB
 
 if sys.platform == "linux":
     import resource
@@ -23,6 +24,9 @@ _STATM = Path("/proc/self/statm")
 
 _FULL = 0.9
 """Of the bound, what is held where the heap's free pages go back before what must not fail."""
+
+_GAP = 64 * KIB
+"""The smallest gap that is closed after a failure."""
 
 _INTERVAL = 0.05
 """Seconds between two looks, which take about 50 microseconds."""
@@ -45,6 +49,7 @@ class HostBound:
         self._limit = self._reached = 0
         self._next_look = 0.0
         self._soft = resource.RLIM_INFINITY
+        self._open_gaps: Callable[[], None] | None = None
         self.calibrate()
 
     @staticmethod
@@ -58,6 +63,22 @@ class HostBound:
         self._untouched = max(0, _mapped_and_untouched() - (host_allocator.free_bytes() or 0))
         self._limit = self._most + self._untouched
         self._next_look = time.monotonic() + _INTERVAL
+
+    def start_over(self) -> None:
+        """Calibrates after an allocation that failed, from which on glibc gives the thread memory of another heap.
+
+        The thread comes back to gaps of the heap before only where nothing can be mapped any more. They are closed, as they
+        would be taken for room: of a step whose gaps were a quarter of the bound, one half as large had no room after it.
+        """
+        self.let_go()
+        self._open_gaps = host_allocator.closed_gaps(_GAP)
+        self.calibrate()
+
+    def let_go(self) -> None:
+        """Opens gaps that are closed."""
+        if self._open_gaps is not None:
+            self._open_gaps()
+            self._open_gaps = None
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

@@ -96,6 +96,7 @@ class ForwardStep:
 
     def _shrink(self, size: int, failure: str) -> None:
         if size <= 1 and self._bound is not None:
+            self._bound.let_go()
             self._bound = None  # there may be more room than is known
             self.failures.append(failure)
             return
@@ -105,6 +106,8 @@ class ForwardStep:
             )
         self.failures.append(failure)
         self._most = size // 2
+        if self._bound is not None:
+            self._bound.start_over()
 
 
 class Collected:

@@ -15,7 +15,7 @@ state was given away. Where the state is lost, the last copy is put back and tra
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +104,14 @@ class Recovery:
         except OutOfMemoryError:
             if self._bound is None:
                 raise
+            self._bound.let_go()
             self._bound = None
             self._log(
                 "out of memory", "no smaller plan is left: the step is tried once more, without a bound on memory"
             )
             return
         if self._bound is not None:
-            self._bound.calibrate()
+            self._bound.start_over()
 
     def _salvaged(self) -> str:
         """What is done about a state that is lost, as a sentence."""
@@ -128,6 +129,16 @@ class Recovery:
 def applied(bound: HostBound | None) -> AbstractContextManager[None]:
     """Inside, the bound is in force, where there is one."""
     return contextlib.nullcontext() if bound is None else bound.applied()
+
+
+@contextlib.contextmanager
+def let_go(bound: HostBound | None) -> Iterator[None]:
+    """Afterwards, the C heap is as it would be without the bound."""
+    try:
+        yield
+    finally:
+        if bound is not None:
+            bound.let_go()
 
 
 def bound_on_host(backend: Backend, model: Any) -> HostBound | None:

@@ -82,12 +82,16 @@ class Bound:
         self._backend = backend
         self._most = most_bytes
         self.looks = 0
+        self.is_let_go = False
 
     def applied(self) -> Any:
         return self._backend.bounded_device(self._most)
 
-    def calibrate(self) -> None:
+    def start_over(self) -> None:
         self.looks += 1
+
+    def let_go(self) -> None:
+        self.is_let_go = True
 
 
 def test_within_a_bound_a_step_is_made_smaller_until_it_fits_there() -> None:
@@ -104,10 +108,12 @@ def test_within_a_bound_a_step_is_made_smaller_until_it_fits_there() -> None:
 
 def test_where_nothing_is_small_enough_for_the_bound_the_step_goes_without() -> None:
     backend = SimulatedBackend(total_bytes=1000)
-    run = Run(backend, bound=Bound(backend, 5), tears=True)
+    bound = Bound(backend, 5)
+    run = Run(backend, bound=bound, tears=True)
     run.model.fit(batch_size=32, steps=2)
     assert run.model.weights == (32, 32)
     assert run.sizes == [16, 8, 4, 2, 1]
+    assert bound.is_let_go
     assert run.events[-1] == "out of memory"
 
 
