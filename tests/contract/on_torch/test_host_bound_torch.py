@@ -18,13 +18,20 @@ from memfit import backends
 from memfit.backends.host_bound import HostBound
 from memfit.guarding import recover
 
-SCRIPT = Path(__file__).with_name("room_for_code_script.py")
-
 
 @pytest.mark.skipif(not HostBound.is_possible(), reason="Linux with a glibc that says what is free")
-def test_code_is_made_where_tensors_find_no_memory() -> None:
-    """Where code finds none either, this thread's oneDNN fails for ever."""
-    run = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=120, check=False)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Where code finds no memory either, this thread's oneDNN fails for ever.
+        "room_for_code_script.py",
+        # The engine keeps the graph of a pass that failed until the next.
+        "failed_backward_script.py",
+    ],
+)
+def test_in_a_process_of_its_own(name: str) -> None:
+    script = Path(__file__).with_name(name)
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
 
 

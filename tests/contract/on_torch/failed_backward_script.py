@@ -1,0 +1,43 @@
+"""What a backward pass that finds no memory leaves, and what ``release`` gives back of it: ``python failed_backward_script.py``."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["KERAS_BACKEND"] = "torch"
+
+import torch
+
+from memfit import budgeting
+from memfit.backends import host_allocator
+from memfit.backends.host_bound import HostBound
+from memfit.backends.on_torch import memory
+from memfit.units import MIB
+
+SIZE = 4 * MIB
+LAYERS = 30
+
+
+def fail() -> None:
+    tensor = torch.ones(SIZE // 4, requires_grad=True)
+    for _ in range(LAYERS):
+        tensor = torch.tanh(tensor) + torch.sigmoid(tensor)
+    loss = tensor.sum()
+    try:
+        with HostBound(budgeting.reading().host_bytes + SIZE // 2).applied():
+            loss.backward()
+    except RuntimeError as error:
+        assert "can't allocate memory" in str(error), error
+    else:
+        raise AssertionError("The backward pass found memory.")
+
+
+if __name__ == "__main__":
+    host_allocator.map_large_blocks()
+    torch.ones(1, requires_grad=True).sum().backward()
+    memory.release()
+    before = budgeting.reading().host_bytes
+    fail()
+    memory.release()
+    left = budgeting.reading().host_bytes - before
+    assert left < SIZE, f"{left / MIB} MiB are left"
