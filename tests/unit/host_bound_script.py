@@ -138,6 +138,31 @@ def what_was_free_as_an_allocation_failed_is_no_room_but_no_loss_either() -> Non
     assert last.size
 
 
+def small_gaps_are_closed_before_each_step_from_then_on() -> None:
+    bound = HostBound(held() + ROOM)
+    small = [np.ones(70_000, "uint8") for _ in range(1600)]
+    kept = small[::2]
+    del small
+    assert not bound.keep_gaps_closed(), "no step has found any"
+    bound._next_look = 0.0
+    with bound.applied():
+        gaps = host_allocator.free_bytes()
+    assert gaps >= 40 * MIB
+    assert bound.keep_gaps_closed()
+    assert not bound.keep_gaps_closed()
+    bound._most = most = held() + ROOM
+    for step in range(3):
+        with bound.applied():
+            assert step > 0 or host_allocator.free_bytes() <= gaps // 4  # later ones find the room of the one before
+            blocks = taken(2 * ROOM)
+            assert held() <= most + 2 * MIB
+        assert 0.75 * ROOM <= len(blocks) * BLOCK <= ROOM
+        del blocks
+    bound.let_go()
+    assert host_allocator.free_bytes() >= gaps
+    assert len(kept) == 800
+
+
 def what_cannot_be_undone_goes_beyond_it() -> None:
     bound = HostBound(held() + ROOM)
     with bound.applied():

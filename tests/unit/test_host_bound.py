@@ -24,6 +24,7 @@ SCRIPT = Path(__file__).with_name("host_bound_script.py")
         "free_pages_of_the_heap_are_not_taken_for_large_blocks_in_pages_of_their_own",
         "gaps_are_closed_after_an_allocation_that_failed",
         "what_was_free_as_an_allocation_failed_is_no_room_but_no_loss_either",
+        "small_gaps_are_closed_before_each_step_from_then_on",
         "what_cannot_be_undone_goes_beyond_it",
         "a_limit_that_was_there_stays",
     ],

@@ -100,37 +100,44 @@ def map_large_blocks(least: int = LARGE_BLOCK, *, close_gaps: bool = False) -> C
     return restore
 
 
-def closed_gaps(least: int) -> Callable[[], None]:
+def closed_gaps(least: int, *, open_from: int | None = None) -> Callable[[], None]:
     """Takes the heap's gaps of so many bytes and more, without a page of memory behind them, until the returned function.
 
     While they are looked for, no larger mapping can be made. A thread whose allocation has failed takes from another heap from
     then on, and comes back to its first for what finds no mapping.
+
+    Args:
+        least: Bytes of the smallest gap that is taken.
+        open_from: Bytes from which gaps are left, 32 MiB at most; None for none.
     """
     malloc, free = _function("malloc", ctypes.c_size_t), _function("free", ctypes.c_void_p)
     if malloc is None or free is None or sys.platform != "linux":
         return lambda: None
     trim()
-    taken: list[int] = []
-    size = LARGEST_HEAP_BLOCK
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     no_more = mapped_bytes() + least // 2
     if (soft != resource.RLIM_INFINITY and soft < no_more) or (hard != resource.RLIM_INFINITY and hard < no_more):
         return lambda: None
+    taken: dict[int, int] = {}  # sizes by address
+    size = LARGEST_HEAP_BLOCK
     resource.setrlimit(resource.RLIMIT_DATA, (no_more, hard))
     try:
         while size >= least:
             block = malloc(size)
             if block:
-                taken.append(block)
+                taken[block] = size
             else:
                 size //= 2
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
-    def opened() -> None:
-        while taken:
-            free(taken.pop())
+    def opened(least: int = 0) -> None:
+        for block in [block for block, size in taken.items() if size >= least]:
+            free(block)
+            del taken[block]
 
+    if open_from is not None:
+        opened(open_from)
     return opened
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memfit.backends import host_allocator
-from memfit.units import KIB
+from memfit.units import KIB, MIB
 
 if sys.platform == "linux":
     import resource
@@ -26,7 +26,13 @@ _FULL = 0.9
 """Of the bound, what is held where the heap's free pages go back before what must not fail."""
 
 _GAP = 64 * KIB
-"""The smallest gap that is closed after a failure."""
+"""The smallest gap that is closed."""
+
+_GAPS = 16 * MIB
+"""Where a step finds fewer bytes in gaps, it cannot have failed for them."""
+
+_ROOM = 16 * MIB
+"""A gap that takes what a step allocates as fresh memory does."""
 
 _INTERVAL = 0.05
 """Seconds between two looks, which take about 50 microseconds."""
@@ -45,11 +51,13 @@ class HostBound:
     def __init__(self, most_bytes: int) -> None:
         self.is_step_compiled = False
         self._most = most_bytes
-        self._untouched = 0
+        self._untouched = self._gaps = 0
+        self._keeps_closed = False
         self._limit = self._reached = 0
         self._next_look = 0.0
         self._soft = resource.RLIM_INFINITY
-        self._open_gaps: Callable[[], None] | None = None
+        self._openers: list[Callable[[], None]] = []
+        self._open_small: Callable[[], None] = lambda: None
         self.calibrate()
 
     @staticmethod
@@ -65,27 +73,54 @@ class HostBound:
         self._next_look = time.monotonic() + _INTERVAL
 
     def start_over(self) -> None:
-        """Calibrates after an allocation that failed, from which on glibc gives the thread memory of another heap.
+        """After an allocation that failed, for a smaller step: closes the heap's gaps and calibrates.
 
-        The thread comes back to gaps of the heap before only where nothing can be mapped any more. They are closed, as they
-        would be taken for room: of a step whose gaps were a quarter of the bound, one half as large had no room after it.
+        glibc gives the thread memory of another heap from then on, and the thread comes back to gaps of the heap before only
+        where nothing can be mapped any more. They would be taken for room: of a step whose gaps were a quarter of the bound,
+        one half as large had no room after it.
         """
-        self.let_go()
-        self._open_gaps = host_allocator.closed_gaps(_GAP)
+        self._keeps_closed = False
+        self._close()
+
+    def keep_gaps_closed(self) -> bool:
+        """After an allocation that failed, for the same step: from now on each begins without small gaps, which grow from one
+        to the next. The pages that it takes are faulted in anew then.
+
+        Returns:
+            False where the step that failed had hardly any.
+        """
+        if self._keeps_closed or self._gaps < _GAPS:
+            return False
+        self._close()
+        self._keeps_closed = True
+        return True
+
+    def _close(self) -> None:
+        self._open_small()
+        self._openers.append(host_allocator.closed_gaps(_GAP))
+        self.calibrate()
+
+    def _close_small(self) -> None:
+        """In the place of those of the step before."""
+        self._open_small()
+        self._open_small = host_allocator.closed_gaps(_GAP, open_from=_ROOM)
         self.calibrate()
 
     def let_go(self) -> None:
         """Opens gaps that are closed."""
-        if self._open_gaps is not None:
-            self._open_gaps()
-            self._open_gaps = None
+        self._open_small()
+        while self._openers:
+            self._openers.pop()()
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, allocations fail that would take the process above the bound. Not to be nested."""
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         self._soft = soft
-        self._look()
+        if self._keeps_closed:
+            self._close_small()
+        else:
+            self._look()
         limit = self._limit
         if resource.RLIM_INFINITY != soft <= limit or resource.RLIM_INFINITY != hard <= limit:
             yield
@@ -137,8 +172,8 @@ class HostBound:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _INTERVAL
-        untouched = _mapped_and_untouched()
-        self._untouched = min(max(self._untouched, untouched - (host_allocator.free_bytes() or 0)), untouched)
+        untouched, self._gaps = _mapped_and_untouched(), host_allocator.free_bytes() or 0
+        self._untouched = min(max(self._untouched, untouched - self._gaps), untouched)
         self._limit = self._most + self._untouched
 
 

@@ -99,6 +99,9 @@ class Recovery:
                 "`budget`, and start again from your last checkpoint."
             )
         self._seen.clear()
+        if self._bound is not None and self._bound.keep_gaps_closed():
+            self._log("retry", "the same plan, each of whose steps begins without gaps on the heap from now on")
+            return
         try:
             self._shrink(failure)
         except OutOfMemoryError:

@@ -82,13 +82,18 @@ class Bound:
         self._backend = backend
         self._most = most_bytes
         self.looks = 0
-        self.is_let_go = False
+        self.is_let_go = self.keeps_closed = False
+        self.has_gaps = False
 
     def applied(self) -> Any:
         return self._backend.bounded_device(self._most)
 
     def start_over(self) -> None:
         self.looks += 1
+
+    def keep_gaps_closed(self) -> bool:
+        self.keeps_closed, before = self.has_gaps, self.keeps_closed
+        return self.keeps_closed and not before
 
     def let_go(self) -> None:
         self.is_let_go = True
@@ -104,6 +109,20 @@ def test_within_a_bound_a_step_is_made_smaller_until_it_fits_there() -> None:
     assert bound.looks == 2
     assert backend.peak_bytes <= 100
     assert backend.total_bytes == 1000
+
+
+def test_a_step_that_found_gaps_goes_through_again_without_them_before_it_is_made_smaller() -> None:
+    backend = SimulatedBackend(total_bytes=1000, failures=(2,))
+    bound = Bound(backend, 1000)
+    bound.has_gaps = True
+    run = Run(backend, bound=bound)
+    run.model.fit(batch_size=32, steps=3)
+    assert run.model.weights == (32, 32, 32)
+    assert run.sizes == []
+    assert run.events == ["out of memory", "retry"]
+    bound._most = 100
+    run.model.fit(batch_size=32)
+    assert run.sizes == [16, 8]
 
 
 def test_where_nothing_is_small_enough_for_the_bound_the_step_goes_without() -> None:

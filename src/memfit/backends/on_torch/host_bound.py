@@ -36,9 +36,9 @@ class TorchHostBound(HostBound):
         self._steps = 0
         super().__init__(most_bytes)
 
-    def calibrate(self) -> None:
+    def start_over(self) -> None:
         self._steps = 0
-        super().calibrate()
+        super().start_over()
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
