@@ -108,14 +108,12 @@ class Arrangements:
         """
         attempts = self._request.attempt if ceiling is None else None
         try:
-            found = self._fastest(self._request.budget.limiting_bytes if ceiling is None else ceiling, attempts)
+            return self._fastest(self._request.budget.limiting_bytes if ceiling is None else ceiling, attempts)
         except Exception as error:
             if self._begun is None or isinstance(error, DoesNotFitError) or not self._backend.is_out_of_memory(error):
                 raise
             what = f"Memory ran out before the first step of an attempt ({self._begun}): {error}"
             raise OutOfMemoryError(what) from error
-        self.prediction.planned_here()
-        return found
 
     def _fastest(self, ceiling: int, attempts: Attempt | None) -> Decision:
         self._refuse_uncompiled(ceiling, attempts)

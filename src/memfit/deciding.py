@@ -107,12 +107,13 @@ def _predicted_smaller(
 ) -> Decision | None:
     arrangements = decision.arrangements or Arrangements(model, batches, request, backend)
     prediction = arrangements.prediction
-    prediction.reckon_with_failed()
     budget, idle = request.budget.limiting_bytes, prediction.idle()
-    failed = prediction.peak(decision.split, decision.plan.levers).upper
-    while prediction.caution < 1.0 and failed <= budget:
+    while True:
+        # It failed as it was reckoned with, whatever has come beside it since.
         prediction.caution = min(1.0, prediction.caution + _MORE_CAUTION)
         failed = prediction.peak(decision.split, decision.plan.levers).upper
+        if prediction.caution == 1.0 or failed > budget:
+            break
     for share in (_AFTER_FAILURE, 1.0) if failed <= budget else (1.0,):
         ceiling = min(budget, int(idle + share * (failed - idle)) - 1)
         with contextlib.suppress(DoesNotFitError):

@@ -23,9 +23,6 @@ WEAK_MARGIN = 0.25
 """An analysis whose margin is a larger share of its bytes than this is to be confirmed by a trial."""
 
 
-_USED_AGAIN = 0.5
-"""Of what a step that failed leaves with the process, what steps use again: from about half to all of it was seen."""
-
 _NOTHING = Estimate(0, 0, "")
 
 _FORWARD_FACTOR = 3
@@ -80,8 +77,7 @@ class Predictions:
         self._queued = queued
         self._reading = reading
         self.caution = caution
-        self._left = self._left_as_planned = 0
-        self._held_as_planned: int | None = None
+        self._left = 0
         self._analyses: dict[tuple[Split | None, Levers], Estimate | None] = {}
         self._held = peak.holdings(model, spec)
         self._corrections: dict[bool, tuple[str | None, cache.Correction | None]] = {}
@@ -280,14 +276,3 @@ class Predictions:
                 self._backend.release()
                 left = self._on_top_of_base(_NOTHING).bytes - before
                 self._left += max(0, left)
-
-    def planned_here(self) -> None:
-        """Remembers what is held as a plan is made."""
-        self._held_as_planned, self._left_as_planned = self._on_top_of_base(_NOTHING).bytes, self._left
-
-    def reckon_with_failed(self) -> None:
-        """After a step that ran out of memory: what it has left with the process is what the step in its place takes first."""
-        if self._held_as_planned is None:
-            return
-        left = self._on_top_of_base(_NOTHING).bytes - self._held_as_planned
-        self._left = self._left_as_planned + max(0, int(_USED_AGAIN * left))

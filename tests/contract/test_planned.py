@@ -136,29 +136,6 @@ def test_what_tests_leave_with_the_process_is_reckoned_with_once_where_steps_use
     assert left
 
 
-def test_half_of_what_a_failed_step_leaves_is_what_the_next_takes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = [2**30]
-    monkeypatch.setattr(peak, "on_top_of_now", lambda step, **_: dataclasses.replace(step, bytes=step.bytes + held[0]))
-    model = normalized(blocks=1)
-    memfit.profile(model, X, Y, batch_size=BATCH)
-    spec = (TensorSpec((BATCH, *SHAPE), "float32"), TensorSpec((BATCH,), "int32"), None)
-    prediction = Predictions(model, spec, backends.current(), quiet=True)
-    whole = prediction.peak(None)
-    step = whole.bytes - held[0]
-    prediction.reckon_with_failed()  # nothing was planned: nothing to reckon from
-    assert prediction.peak(None).bytes == held[0] + step
-    prediction.planned_here()
-    held[0] += 2**20
-    prediction.reckon_with_failed()
-    assert prediction.peak(None).bytes == held[0] - 2**19 + step
-    held[0] -= 2**20
-    prediction.reckon_with_failed()
-    assert prediction.peak(None).bytes == held[0] + step
-    held[0] += 4 * step
-    prediction.reckon_with_failed()
-    assert prediction.peak(None).bytes == held[0] + whole.fixed, "a step takes its tensors first from what it has"
-
-
 def test_a_plan_goes_through_json_and_is_followed() -> None:
     plain, ours = normalized(), normalized()
     plan = memfit.plan(ours, X, Y, **RUN, budget=between(ours))

@@ -45,7 +45,7 @@ def release() -> None:
 
 def _let_failed_graphs_go(kind: str) -> None:
     """Runs a backward pass of one number: the engine keeps the graph of one that failed until the next
-    (https://github.com/pytorch/pytorch/issues/82218; 120 MiB of an LSTM's were seen)."""
+    (https://github.com/pytorch/pytorch/issues/82218; 64 to 120 MiB of an LSTM's were seen)."""
     with torch.inference_mode(False), torch.enable_grad():
         torch.ones(1, device=kind, requires_grad=True).mul(1.0).sum().backward()
 
