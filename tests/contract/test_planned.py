@@ -13,7 +13,7 @@ import pytest
 
 import memfit
 from memfit import arranging, backends, budgeting, deciding, units
-from memfit.arranging import Request
+from memfit.arranging import Arrangements, Request
 from memfit.budgeting.ceiling import Ceiling
 from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.levers import micro_batch, remat, verification, without_xla
@@ -118,6 +118,15 @@ def test_the_machines_own_memory_is_planned_up_to_a_narrower_margin_than_a_budge
     smaller = deciding.smaller(decision, model, found, request, backend=backends.current())
     assert smaller is not None
     assert smaller.plan.levers == asked.levers, "not less than what the whole margin asks for"
+
+    arrangements = Arrangements(model, found, request, backends.current())
+    assert arrangements.prediction.caution == 0.0
+    held = ceiling.bytes
+    monkeypatch.setattr(peak, "on_top_of_now", lambda step, **_: dataclasses.replace(step, bytes=step.bytes + held))
+    deciding.smaller(
+        dataclasses.replace(decision, arrangements=arrangements), model, found, request, backend=backends.current()
+    )
+    assert arrangements.prediction.caution > 0.0, "also where the step would fit no longer, whatever its margin is"
 
 
 def test_what_tests_leave_with_the_process_is_reckoned_with_once_where_steps_use_it() -> None:
