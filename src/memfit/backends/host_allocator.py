@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from memfit.units import MIB
@@ -79,8 +79,8 @@ def map_large_blocks(least: int = LARGE_BLOCK, *, close_gaps: bool = False) -> C
 
     Args:
         least: Bytes of the smallest such block.
-        close_gaps: Whether gaps on the heap that are large enough are closed: glibc takes pages only where it finds none. To be
-            asked for only where no thread but this one takes memory meanwhile.
+        close_gaps: Whether gaps on the heap that are large enough are closed: glibc takes pages only where it finds none.
+            Allocations of other threads may fail meanwhile.
 
     Returns:
         A function that goes back to 32 MiB, where glibc would have ended up by itself.
@@ -100,36 +100,32 @@ def map_large_blocks(least: int = LARGE_BLOCK, *, close_gaps: bool = False) -> C
     return restore
 
 
-def closed_gaps(least: int, *, open_from: int | None = None) -> Callable[[], None]:
+def closed_gaps(least: int, *, open_from: int | None = None, left: bool = True) -> Callable[[], None]:
     """Takes the heap's gaps of so many bytes and more, without a page of memory behind them, until the returned function.
-
-    While they are looked for, no larger mapping can be made. A thread whose allocation has failed takes from another heap from
-    then on, and comes back to its first for what finds no mapping.
 
     Args:
         least: Bytes of the smallest gap that is taken.
-        open_from: Bytes from which gaps are left, 32 MiB at most; None for none.
+        open_from: Bytes from which gaps are left open, 32 MiB at most; None for none.
+        left: Whether also those of a heap that this thread has left are taken. It comes back to them where nothing can be
+            mapped, which then holds for all threads while gaps are looked for. A thread whose allocation fails leaves its
+            heap for another.
     """
     malloc, free = _function("malloc", ctypes.c_size_t), _function("free", ctypes.c_void_p)
     if malloc is None or free is None or sys.platform != "linux":
         return lambda: None
     trim()
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    no_more = mapped_bytes() + least // 2
-    if (soft != resource.RLIM_INFINITY and soft < no_more) or (hard != resource.RLIM_INFINITY and hard < no_more):
-        return lambda: None
     taken: dict[int, int] = {}  # sizes by address
     size = LARGEST_HEAP_BLOCK
-    resource.setrlimit(resource.RLIMIT_DATA, (no_more, hard))
-    try:
+    with _no_mapping(least // 2) if left else contextlib.nullcontext():
         while size >= least:
+            before = mapped_bytes()
             block = malloc(size)
-            if block:
+            if block and mapped_bytes() <= before:
                 taken[block] = size
-            else:
-                size //= 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+                continue
+            if block:
+                free(block)
+            size //= 2
 
     def opened(least: int = 0) -> None:
         for block in [block for block, size in taken.items() if size >= least]:
@@ -141,9 +137,22 @@ def closed_gaps(least: int, *, open_from: int | None = None) -> Callable[[], Non
     return opened
 
 
+@contextlib.contextmanager
+def _no_mapping(spare: int) -> Iterator[None]:
+    """Inside, no thread can map more than so many bytes, nor more than it could before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = [limit for limit in (mapped_bytes() + spare, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(most), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
 def mapped_bytes() -> int:
     """Private, writable address space of this process, on Linux."""
-    return int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
+    with open("/proc/self/statm", "rb", buffering=0) as statm:
+        return int(statm.read().split()[5]) * resource.getpagesize()
 
 
 _HOLDING = ("malloc", "free")

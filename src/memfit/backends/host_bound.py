@@ -103,7 +103,7 @@ class HostBound:
     def _close_small(self) -> None:
         """In the place of those of the step before."""
         self._open_small()
-        self._open_small = host_allocator.closed_gaps(_GAP, open_from=_ROOM)
+        self._open_small = host_allocator.closed_gaps(_GAP, open_from=_ROOM, left=False)
         self.calibrate()
 
     def let_go(self) -> None:
