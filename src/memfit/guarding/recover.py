@@ -2,8 +2,9 @@
 
 It happens inside the step, as Keras' loop sees it: epoch, order of the data, callbacks and schedules go on undisturbed. It
 needs a failure that is an exception and leaves the process usable: on an accelerator, and in host memory where the
-framework says so (``Backend.survives_on_host``); there a bound makes allocations fail before the kernel kills. Elsewhere the
-kernel kills, or allocators are not to be trusted after it.
+framework says so (``Backend.survives_on_host``); there a bound makes allocations fail before the kernel kills, and a step
+that failed for gaps of the heap goes through once more without them before the plan is made smaller. Elsewhere the kernel
+kills, or allocators are not to be trusted after it.
 
 What undoes the step: moving averages, seeds and metrics are copied before each. PyTorch tells of each weight whether it was
 written since; mostly none was, because memory is short in the backward pass. Elsewhere weights and optimizer state are
