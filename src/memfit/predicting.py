@@ -22,7 +22,6 @@ from memfit.reporting.console import shown
 WEAK_MARGIN = 0.25
 """An analysis whose margin is a larger share of its bytes than this is to be confirmed by a trial."""
 
-
 _NOTHING = Estimate(0, 0, "")
 
 _FORWARD_FACTOR = 3

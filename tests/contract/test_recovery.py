@@ -208,7 +208,7 @@ def test_a_real_failure_in_host_memory_is_recovered_from(name: str) -> None:
     script = Path(__file__).with_name(name)
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "DefaultCPUAllocator" in run.stdout
+    assert "DefaultCPUAllocator" in run.stdout or "The bound on memory is reached" in run.stdout
     assert "same weights" in run.stdout
 
 

@@ -68,16 +68,13 @@ class HostBound:
     def calibrate(self) -> None:
         """Looks anew how much address space is never touched; gives the heap's free pages back for that."""
         host_allocator.trim()
-        self._untouched = max(0, _mapped_and_untouched() - (host_allocator.free_bytes() or 0))
-        self._limit = self._most + self._untouched
-        self._next_look = time.monotonic() + _INTERVAL
+        self._look_anew()
 
     def start_over(self) -> None:
         """After an allocation that failed, for a smaller step: closes the heap's gaps and calibrates.
 
         glibc gives the thread memory of another heap from then on, and the thread comes back to gaps of the heap before only
-        where nothing can be mapped any more. They would be taken for room: of a step whose gaps were a quarter of the bound,
-        one half as large had no room after it.
+        where nothing can be mapped any more. They would be taken for room, and smaller steps would have none.
         """
         self._keeps_closed = False
         self._close()
@@ -98,19 +95,21 @@ class HostBound:
     def _close(self) -> None:
         self._open_small()
         self._openers.append(host_allocator.closed_gaps(_GAP))
-        self.calibrate()
+        self._look_anew()
 
     def _close_small(self) -> None:
         """In the place of those of the step before."""
         self._open_small()
         self._open_small = host_allocator.closed_gaps(_GAP, open_from=_ROOM, left=False)
-        self.calibrate()
+        self.calibrate()  # the search has made the heap larger
 
     def let_go(self) -> None:
         """Opens gaps that are closed."""
         self._open_small()
         while self._openers:
             self._openers.pop()()
+        self._keeps_closed = False
+        self._look_anew()  # what was closed is room again
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -169,12 +168,14 @@ class HostBound:
 
     def _look(self) -> None:
         """What was untouched at the last look may have been freed since; new stacks and arrays may have come."""
-        if time.monotonic() < self._next_look:
-            return
-        self._next_look = time.monotonic() + _INTERVAL
+        if time.monotonic() >= self._next_look:
+            self._look_anew(at_least=self._untouched)
+
+    def _look_anew(self, *, at_least: int = 0) -> None:
         untouched, self._gaps = _mapped_and_untouched(), host_allocator.free_bytes() or 0
-        self._untouched = min(max(self._untouched, untouched - self._gaps), untouched)
+        self._untouched = min(max(at_least, untouched - self._gaps), untouched)
         self._limit = self._most + self._untouched
+        self._next_look = time.monotonic() + _INTERVAL
 
 
 def _mapped_and_untouched() -> int:
