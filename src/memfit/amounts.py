@@ -83,6 +83,7 @@ class Estimate:
         compiling: Host bytes that tracing and compiling the step were seen to take while they lasted; not in ``bytes``.
         fixed: Of ``bytes``, what a step of the model takes at any batch size and with any lever, at the least: its graph.
         spare: Of ``margin``, what can be left out at first where a step that runs out of memory is undone and tried smaller.
+        left_out: What has been left out of ``margin``; a step may take it where the budget has it.
         otherwise: What the same step takes with the other setting of ``own_pages``, where the analysis gives both.
     """
 
@@ -94,16 +95,24 @@ class Estimate:
     compiling: int = 0
     fixed: int = 0
     spare: int = 0
+    left_out: int = 0
     otherwise: Estimate | None = None
 
     @property
     def upper(self) -> int:
         return self.bytes + self.margin
 
+    @property
+    def widest(self) -> int:
+        """``upper`` with what has been left out of it: what the step is predicted to stay below."""
+        return self.upper + self.left_out
+
     def cautious(self, share: float) -> Estimate:
         """The estimate with a share of what can be left out of its margin; all of it at 1."""
         left_out = int((1.0 - share) * self.spare)
-        return dataclasses.replace(self, margin=self.margin - left_out, spare=self.spare - left_out)
+        return dataclasses.replace(
+            self, margin=self.margin - left_out, spare=self.spare - left_out, left_out=self.left_out + left_out
+        )
 
     def __str__(self) -> str:
         return f"{units.text(self.bytes)} + {units.text(self.margin)} margin ({self.source})"

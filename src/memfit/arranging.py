@@ -85,6 +85,7 @@ class Arrangements:
             queued=batches.queued,
             reading=batches.reading,
             caution=0.0 if request.bounded else 1.0,
+            rest=batches.rest,
         )
         self.separability = functools.cache(self._separability)
         self._chain = functools.cache(lambda: remat.chain(model, batches.spec))

@@ -50,6 +50,7 @@ class Predictions:
         queued: Batches in flight beside the one in the step.
         reading: Bytes of the host that making batches takes beside them.
         caution: Which share of what can be left out of a margin is in it.
+        rest: Samples of the smaller batch that an epoch ends with; 0 where there is none, or that is not known.
 
     Attributes:
         caution: As passed; may be set.
@@ -68,6 +69,7 @@ class Predictions:
         queued: int = 1,
         reading: int = 0,
         caution: float = 1.0,
+        rest: int = 0,
     ) -> None:
         self._model = model
         self._spec = spec
@@ -75,6 +77,7 @@ class Predictions:
         self._quiet = quiet
         self._queued = queued
         self._reading = reading
+        self._rest = rest
         self.caution = caution
         self._left = 0
         self._analyses: dict[tuple[Split | None, Levers], Estimate | None] = {}
@@ -148,7 +151,7 @@ class Predictions:
         if (split, levers) not in self._analyses:
             text = f"analysing {self._step_text(split, levers)}"
             with shown(text, quiet=self._quiet), pulled(self._model, levers, self._backend):
-                step = peak.step_bytes(self._model, self._spec, split, backend=self._backend)
+                step = peak.step_bytes(self._model, self._spec, split, backend=self._backend, rest=self._rest)
             self._analyses[split, levers] = step
             if step is not None and step.otherwise is not None:
                 other = dataclasses.replace(levers, own_pages=not levers.own_pages)

@@ -17,6 +17,7 @@ from memfit.cli import main
 from memfit.errors import ArgumentError
 from memfit.probing import trial
 from memfit.probing.capped import run_capped
+from memfit.profiling import batches
 from memfit.records import Estimate
 from memfit.units import MIB
 
@@ -227,3 +228,9 @@ def test_a_trial_that_needs_more_than_the_budget_gives_a_smaller_plan(
     assert plan.micro_batch_size is not None
     assert plan.peak is not None
     assert plan.peak.upper <= budget
+
+
+@pytest.mark.parametrize(("arguments", "rest"), [({}, 10), ({"validation_split": 0.5}, 5), ({"batch_size": 70}, 0)])
+def test_the_smaller_batch_that_an_epoch_ends_with_is_known(arguments: dict[str, Any], rest: int) -> None:
+    found, _ = batches.described({"x": np.zeros((70, 3)), "y": np.zeros(70), "batch_size": 30, **arguments})
+    assert found.rest == rest

@@ -53,13 +53,15 @@ def main(way: str, name: str, path: str) -> None:
     history = model.fit(**arguments) if way == "plain" else memfit.fit(model, **arguments)
     np.savez(path, *model.get_weights())
     report = getattr(history, "memfit", None)
+    peak = None if report is None else report.plan.peak
     print(
         json.dumps(
             {
                 "loss": history.history["loss"],
                 "recomputed": report is not None and report.plan.levers.remat is not None,
                 "micro_batch_size": None if report is None else report.plan.micro_batch_size,
-                "predicted": None if report is None or report.plan.peak is None else report.plan.peak.upper,
+                "planned": None if peak is None else peak.upper,
+                "predicted": None if peak is None else peak.widest,
             }
         )
     )

@@ -104,7 +104,9 @@ class Backend(Protocol):
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether the error, or one that it came from, is the framework's out-of-memory error."""
 
-    def step_bytes(self, model: Any, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate | None:
+    def step_bytes(
+        self, model: Any, batch: Any, split: Split | None, kind: StepKind = "train", rest: int = 0
+    ) -> Estimate | None:
         """Bytes that one step takes on top of what is held between steps, from an analysis that runs nothing.
 
         Args:
@@ -112,6 +114,8 @@ class Backend(Protocol):
             batch: ``(x, y, sample_weight)`` of ``records.TensorSpec`` with the real batch size.
             split: How the batch is split, or None for the plain step; None for what is no training step.
             kind: "train", "test" (a validation step) or "predict" (of ``batch`` the model's inputs alone are read).
+            rest: Samples of the smaller batch that an epoch ends with, which an allocator that keeps what it has been given
+                lays out otherwise; 0 where there is none, or that is not known.
 
         Returns:
             The estimate, or None where this framework cannot analyse the step (the caller then asks a probe).

@@ -78,8 +78,10 @@ class SimulatedBackend:
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, SimulatedOutOfMemory)
 
-    def step_bytes(self, model: SimulatedModel, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate:
-        """``batch`` is the number of samples; every kind of step takes the same."""
+    def step_bytes(
+        self, model: SimulatedModel, batch: Any, split: Split | None, kind: StepKind = "train", rest: int = 0
+    ) -> Estimate:
+        """``batch`` is the number of samples; every kind of step takes the same, whatever its epoch ends with."""
         return Estimate(int(model.step_bytes(batch, split) * self._prediction_error), 0, "scripted")
 
     def compiling_bytes(self, model: SimulatedModel, batch: Any) -> int:

@@ -30,6 +30,7 @@ class Batches:
         sample: Called with n, gives ``(x, y, sample_weight)`` of numpy arrays: the first n samples at most.
         queued: Batches in flight beside the one in the step: being gathered, prefetched, waiting in a queue.
         reading: Bytes of the host that making batches takes beside them, where the data says so.
+        rest: Samples of an epoch's last batch where it is known to be a smaller one; else 0.
     """
 
     spec: Any
@@ -38,6 +39,7 @@ class Batches:
     sample: Callable[[int], Any]
     queued: int = 1
     reading: int = 0
+    rest: int = 0
 
 
 _PREFETCHED = 3
@@ -107,7 +109,8 @@ def _arrays(arguments: dict[str, Any]) -> Batches:
     def sample(count: int) -> Any:
         return tuple(keras_seam.map_leaves(_as_numpy, keras_seam.rows(part, slice(0, count))) for part in structure)
 
-    return Batches(tuple(spec), size, num_samples, sample)
+    trained = int(num_samples * (1.0 - (arguments.get("validation_split") or 0.0)))
+    return Batches(tuple(spec), size, num_samples, sample, rest=trained % size if trained > size else 0)
 
 
 def _common_length(structure: tuple[Any, ...]) -> int:

@@ -60,7 +60,7 @@ def crude_step_bytes(held: Holdings, outputs: tuple[Consumer, ...]) -> int:
 
 
 def step_bytes(
-    model: Any, spec: Any, split: Split | None, *, backend: Backend, kind: StepKind = "train"
+    model: Any, spec: Any, split: Split | None, *, backend: Backend, kind: StepKind = "train", rest: int = 0
 ) -> Estimate | None:
     """What one step takes on top of what is held between steps, by analysis; None where it cannot be analysed.
 
@@ -73,14 +73,15 @@ def step_bytes(
         split: How the batch is split, or None.
         backend: The current backend.
         kind: Which step.
+        rest: Samples of the smaller batch that an epoch ends with; 0 where there is none, or that is not known.
     """
-    key = cache.key(model, spec, split, kind, backend)
+    key = cache.key(model, (spec, rest) if rest else spec, split, kind, backend)
     known = cache.load(key)
     if known is not None:
         return known
     before = budgeting.reading().host_bytes
     with Watcher(interval=_COMPILING_INTERVAL) as watcher:
-        step = backend.step_bytes(model, spec, split, kind)
+        step = backend.step_bytes(model, spec, split, kind, rest)
     if step is None:
         return None
     step = dataclasses.replace(step, compiling=max(0, watcher.peak.host_bytes - before))

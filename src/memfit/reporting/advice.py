@@ -23,9 +23,9 @@ def of_run(report: RunReport) -> tuple[str, ...]:
             "A step ran out of memory on the way. Start the next run with the plan that this one ended with: "
             "plan=history.memfit.plan."
         )
-    if plan.peak is not None and held > plan.peak.upper:
+    if plan.peak is not None and held > plan.peak.widest:
         found.append(
-            f"The run took {units.text(held - plan.peak.upper)} more than was predicted, margin included. Pass a "
+            f"The run took {units.text(held - plan.peak.widest)} more than was predicted, margin included. Pass a "
             "budget that is as much smaller, or probe=True, and report it: a prediction that is too low is a defect."
         )
     if held > room:

@@ -23,7 +23,7 @@ from memfit.backends import host_allocator, keras_seam
 from memfit.backends.on_tensorflow import analysis, custom_gradients, heap, lowering, memory, moments, step
 from memfit.backends.on_tensorflow.arena import Arena
 from memfit.backends.on_tensorflow.heap import Heap
-from memfit.backends.on_tensorflow.program import UnknownSizeError, Walker
+from memfit.backends.on_tensorflow.program import UnknownSizeError, Walker, resized
 from memfit.errors import DoesNotFitError
 from memfit.profiling import batches, peak
 from memfit.records import Budget, Split, TensorSpec
@@ -299,6 +299,40 @@ def test_attached_step_without_onednn_maps_large_blocks(monkeypatch, onednn, spl
     assert calls == ([] if onednn else ["mapped", "restored"])
 
 
+@pytest.mark.parametrize("rest", [32, 232])
+def test_smaller_batches_at_the_end_of_epochs_lie_otherwise_in_the_arena(rest, monkeypatch):
+    monkeypatch.setattr(heap, "of_this_process", lambda: Arena)
+    layers = keras.layers
+    batch = spec_of(192, (512, 8))
+    hidden = [layers.Dense(32, "tanh", use_bias=False) for _ in range(8)]
+    ends = layers.GlobalAveragePooling1D(), layers.Dense(1)
+    model = built(keras.Sequential([keras.Input((512, 8)), *hidden, *ends]), batch)
+
+    alone, with_rest = (analysis.step_bytes(model, batch, Split(96), "train", last) for last in (0, rest))
+
+    assert with_rest.bytes > alone.bytes
+    assert analysis.step_bytes(model, batch, Split(96), "train", 96) == alone, "as large as the parts"
+
+
+def test_a_program_for_fewer_samples_keeps_the_sizes_of_weights():
+    model = built(keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, use_bias=False)]), spec_of(16, (8,), (4,)))
+    weights = 8 * 4 * 4
+    program, argument_sizes = analysis.traced(model.train_step, (floats(16, 8), floats(16, 4), None))
+
+    smaller, smaller_sizes = resized(program, argument_sizes, 16, 4, but={weights})
+
+    def sizes(of):
+        return [size for operation in of.operations for size in operation.sizes]
+
+    assert (16 * 4 * 4) in sizes(program)
+    assert {one: other for one, other in zip(sizes(program), sizes(smaller), strict=True) if one in (weights, 256)} == {
+        weights: weights,
+        256: 64,
+    }
+    assert max(smaller_sizes) == 4 * 8 * 4
+    assert resized(program, argument_sizes, 16, 16, but=()) == (program, argument_sizes)
+
+
 # The moment
 
 
@@ -444,9 +478,9 @@ def test_below_what_the_graph_takes_no_other_step_is_traced(monkeypatch):
     assert 0 < figures[0].fixed == figures[1].fixed < figures[0].bytes
     asked, step_bytes = [], analysis.step_bytes
 
-    def counting(model, batch, split, kind="train"):
+    def counting(model, batch, split, kind="train", rest=0):
         asked.append((split, kind))
-        return step_bytes(model, batch, split, kind)
+        return step_bytes(model, batch, split, kind, rest)
 
     monkeypatch.setattr(backends.current(), "step_bytes", counting)
     monkeypatch.setattr(peak, "on_top_of_now", lambda step, **_: step)  # what the process holds moves by itself

@@ -41,7 +41,9 @@ class _Jax:
     def is_out_of_memory(self, error: BaseException) -> bool:
         return oom.is_out_of_memory(error)
 
-    def step_bytes(self, model: Any, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate | None:
+    def step_bytes(
+        self, model: Any, batch: Any, split: Split | None, kind: StepKind = "train", rest: int = 0
+    ) -> Estimate | None:
         return analysis.step_bytes(model, batch, split, kind)
 
     def compiling_bytes(self, model: Any, batch: Any) -> int:

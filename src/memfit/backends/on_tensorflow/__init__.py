@@ -49,8 +49,10 @@ class _TensorFlow:
     def is_out_of_memory(self, error: BaseException) -> bool:
         return oom.is_out_of_memory(error)
 
-    def step_bytes(self, model: Any, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate | None:
-        return analysis.step_bytes(model, batch, split, kind)
+    def step_bytes(
+        self, model: Any, batch: Any, split: Split | None, kind: StepKind = "train", rest: int = 0
+    ) -> Estimate | None:
+        return analysis.step_bytes(model, batch, split, kind, rest)
 
     def compiling_bytes(self, model: Any, batch: Any) -> int:
         return analysis.compiling_bytes(model)

@@ -9,7 +9,7 @@ through several. Under XLA (``jit_compile=True``) the compiler's own buffer assi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -18,7 +18,7 @@ import tensorflow as tf
 from memfit import units
 from memfit.backends import keras_seam
 from memfit.backends.on_tensorflow import custom_gradients, heap, lowering, moments, xla_buffers
-from memfit.backends.on_tensorflow.program import Program, UnknownSizeError, Walker
+from memfit.backends.on_tensorflow.program import Program, UnknownSizeError, Walker, resized
 from memfit.backends.on_tensorflow.step import train_step
 from memfit.backends.protocol import StepKind
 from memfit.records import Estimate, Split
@@ -28,6 +28,9 @@ _FEWEST_STEPS = 8
 _WALKED_OPERATIONS = 12_000
 """Steps that are walked, the first in the order of creation: as many as so many operations make, within the two bounds. The
 arena is larger after each, as it is in a real run, and a walk takes some 0.1 ms an operation."""
+
+_SMALLER_EVERY = 4
+"""Smaller batches come after the second of so many walks, and again: the arena grows most when it meets them first."""
 
 _GRAPH_FIXED = 32 * units.MIB
 _GRAPH_OPERATION = 20 * units.KIB
@@ -51,7 +54,7 @@ _DEVICE_SHARE = 0.25
 """On a GPU cuDNN's workspace is not in the graph, and nothing was measured: the first real step is the trial there."""
 
 
-def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "train") -> Estimate | None:
+def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "train", rest: int = 0) -> Estimate | None:
     """Bytes that one step takes at its peak beside weights, optimizer state and metrics, without running it.
 
     On a CPU the figure includes the traced graph, which the first step makes and the process keeps.
@@ -61,6 +64,7 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
         batch: ``(x, y, sample_weight)`` of ``TensorSpec``.
         split: How the batch is split, or None for the model's own step.
         kind: Which step: "train", "test" or "predict"; the last reads x alone.
+        rest: Samples of the smaller batch that an epoch ends with.
 
     Returns:
         The estimate, or None where a size that matters cannot be read from the graph.
@@ -78,7 +82,12 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
             program, argument_sizes = traced(step, specs)
         except UnknownSizeError:
             return None
-    return _on_device(model, program, argument_sizes) if on_device else _on_host(model, program, argument_sizes)
+    if on_device:
+        return _on_device(model, program, argument_sizes)
+    whole = keras_seam.flatten(read)[0].shape[0]
+    size = whole if split is None else min(whole, split.micro_batch_size)
+    last = {whole % size, rest % size} - {0}
+    return _on_host(model, program, argument_sizes, size, sorted(last))
 
 
 def _full_parts(shape: Any, split: Split | None) -> Any:
@@ -98,18 +107,33 @@ def compiling_bytes(model: Any) -> int:
     return max(_XLA_COMPILING, _LEAST_COMPILING + _COMPILING_LAYER * len(keras_seam.flat_layers(model)))
 
 
-def _on_host(model: Any, program: Program, argument_sizes: list[int]) -> Estimate:
-    """The allocator at its largest. How the process came to its weights is not known, so both ways to start are walked."""
+def _on_host(
+    model: Any, program: Program, argument_sizes: list[int], size: int = 1, smaller: Sequence[int] = ()
+) -> Estimate:
+    """The allocator at its largest. How the process came to its weights is not known, so both ways to start are walked.
+
+    Args:
+        model: Whose step it is.
+        program: The step in the order of its creation.
+        argument_sizes: Bytes of its arguments.
+        size: Samples that go through it at once.
+        smaller: Other numbers of samples that come in between: they lie otherwise in what the arena has.
+    """
     steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _WALKED_OPERATIONS // max(1, program.num_operations)))
     orders = [program, *(program.shuffled(seed) for seed in range(1, steps))]
+    but = set(_held_sizes(model))
+    walked = []
+    for place, order in enumerate(orders):
+        sizes = (size, *smaller) if place % _SMALLER_EVERY == 1 else (size,)
+        walked += [resized(order, argument_sizes, size, to, but=but) for to in sizes]
     allocator = heap.of_this_process()
     walkers = Walker((), allocator), Walker(_held_sizes(model), allocator)
     # The first walk of the first tells what is live, and when.
-    walkers[0].step(orders[0], argument_sizes)
+    walkers[0].step(*walked[0])
     live, moment = walkers[0].arena.peak, moments.moment(model, program, walkers[0].at_peak)
     for walker in walkers:
-        for order in orders[1 if walker is walkers[0] else 0 :]:
-            walker.step(order, argument_sizes)
+        for step in walked[1 if walker is walkers[0] else 0 :]:
+            walker.step(*step)
     graph = _GRAPH_OPERATION * program.num_operations + _GRAPH_OVERLAPPING * program.num_overlapping + _GRAPH_FIXED
     num_bytes = max(walker.resident for walker in walkers) + graph
     margin = int(_SHARE * num_bytes) + _FIXED

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from memfit.backends.on_tensorflow.arena import Arena
@@ -143,6 +143,39 @@ class Program:
             for o in (self.operations[place] for place in order)
         ]
         return dataclasses.replace(self, operations=tuple(operations))
+
+
+def resized(
+    program: Program, argument_sizes: Sequence[int], samples: int, to: int, *, but: Collection[int]
+) -> tuple[Program, Sequence[int]]:
+    """The program as it is for another number of samples, and the bytes of its arguments: as it is where the number stays.
+
+    Sizes are taken to be of samples where they can be shared out among them, but those of weights, whose gradients have them.
+
+    Args:
+        program: A program for so many samples.
+        argument_sizes: Bytes of its arguments.
+        samples: Those that go through it at once.
+        to: The other number.
+        but: Sizes that stay.
+    """
+    if to == samples:
+        return program, argument_sizes
+
+    def one(size: Any) -> Any:
+        of_samples = isinstance(size, int) and size % samples == 0 and size not in but
+        return size // samples * to if of_samples else size
+
+    def all_in(inner: Program) -> Program:
+        operations = (
+            dataclasses.replace(
+                o, sizes=tuple(map(one, o.sizes)), scratch=one(o.scratch), programs=tuple(map(all_in, o.programs))
+            )
+            for o in inner.operations
+        )
+        return dataclasses.replace(inner, operations=tuple(operations))
+
+    return all_in(program), [one(size) for size in argument_sizes]
 
 
 class Memory:
