@@ -13,6 +13,7 @@ if keras.backend.backend() != "torch":
     pytest.skip("PyTorch only", allow_module_level=True)
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules import module as torch_module
 
 from memfit import backends
@@ -423,3 +424,14 @@ def test_pooling_backwards_copies_what_lies_in_another_order(layout: Any, copies
         result = operator(*arguments)
         assert workspace.for_device("cpu")(operator, arguments, result) == copies * (x.nbytes + indices.nbytes)
         assert workspace.for_device("cuda")(operator, arguments, result) == 0
+
+
+def test_what_pytorch_learned_of_fake_tensors_goes_with_the_analysis() -> None:
+    batch = TensorSpec((8, 16), "float32"), TensorSpec((8, 4), "float32"), None
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
+    model.compile("sgd", "mse", jit_compile=False)
+    keras_seam.symbolic_build(model, batch)
+
+    assert analysis.step_bytes(model, batch, None) is not None
+
+    assert FakeTensorMode.cache_info().size == 0

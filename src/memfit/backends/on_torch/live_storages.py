@@ -157,6 +157,14 @@ def _python_type(dtype: torch.dtype) -> type[bool] | type[int] | type[float]:
     return float if dtype.is_floating_point else int
 
 
-def fake_mode() -> FakeTensorMode:
-    """A mode in which factories make fake tensors, and constants of the model are taken as fakes."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+@contextlib.contextmanager
+def fake_mode() -> Iterator[FakeTensorMode]:
+    """A mode in which factories make fake tensors, and constants of the model are taken as fakes.
+
+    What it has learned of each operator and shapes PyTorch would keep for ever, 3 to 12 MiB for each size of an LSTM's parts.
+    """
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            yield mode
+    finally:
+        FakeTensorMode.cache_clear()
