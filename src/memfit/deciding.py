@@ -75,7 +75,9 @@ def profiled(model: Any, batches: Batches, backend: Backend) -> Profile:
         )
     check_fits_model(model, batches.spec)
     build(model, batches.spec)
-    prediction = Predictions(model, batches.spec, backend, quiet=False, queued=batches.queued, reading=batches.reading)
+    prediction = Predictions(
+        model, batches.spec, backend, quiet=False, queued=batches.queued, reading=batches.reading, rest=batches.rest
+    )
     whole = prediction.profile(prediction.peak(None))
     return dataclasses.replace(
         whole, validation_peak=prediction.other_peak("test"), prediction_peak=prediction.other_peak("predict")

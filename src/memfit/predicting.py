@@ -77,7 +77,7 @@ class Predictions:
         self._quiet = quiet
         self._queued = queued
         self._reading = reading
-        self._rest = rest
+        self._rest = rest if backend.keeps_freed(model) else 0  # elsewhere it changes nothing but the answer's name
         self.caution = caution
         self._left = 0
         self._analyses: dict[tuple[Split | None, Levers], Estimate | None] = {}

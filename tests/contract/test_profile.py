@@ -234,3 +234,9 @@ def test_a_trial_that_needs_more_than_the_budget_gives_a_smaller_plan(
 def test_the_smaller_batch_that_an_epoch_ends_with_is_known(arguments: dict[str, Any], rest: int) -> None:
     found, _ = batches.described({"x": np.zeros((70, 3)), "y": np.zeros(70), "batch_size": 30, **arguments})
     assert found.rest == rest
+
+
+def test_the_smaller_batch_that_a_data_set_ends_with_is_known() -> None:
+    rows = np.zeros((70, 3), "float32"), np.zeros(70, "float32")
+    found, _ = batches.described({"x": memfit.data.arrays(*rows, batch_size=30)})
+    assert (found.batch_size, found.rest) == (30, 10)

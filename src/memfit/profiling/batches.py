@@ -110,7 +110,11 @@ def _arrays(arguments: dict[str, Any]) -> Batches:
         return tuple(keras_seam.map_leaves(_as_numpy, keras_seam.rows(part, slice(0, count))) for part in structure)
 
     trained = int(num_samples * (1.0 - (arguments.get("validation_split") or 0.0)))
-    return Batches(tuple(spec), size, num_samples, sample, rest=trained % size if trained > size else 0)
+    return Batches(tuple(spec), size, num_samples, sample, rest=_rest(trained, size))
+
+
+def _rest(num_samples: int, size: int) -> int:
+    return num_samples % size if num_samples > size else 0
 
 
 def _common_length(structure: tuple[Any, ...]) -> int:
@@ -168,7 +172,8 @@ def _py_dataset(dataset: Any, arguments: dict[str, Any]) -> Batches:
     if known is None:
         return _from_first(sample, arguments)
     spec = _with_class_weight(keras.utils.unpack_x_y_sample_weight(known), arguments)
-    return Batches(spec, keras_seam.flatten(spec)[0].shape[0], None, sample)
+    size = keras_seam.flatten(spec)[0].shape[0]
+    return Batches(spec, size, None, sample, rest=_rest(dataset.num_samples, size))
 
 
 _looked_at: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
