@@ -77,7 +77,7 @@ class Predictions:
         self._quiet = quiet
         self._queued = queued
         self._reading = reading
-        self._rest = rest if backend.keeps_freed(model) else 0  # elsewhere it changes nothing but the answer's name
+        self._rest = rest
         self.caution = caution
         self._left = 0
         self._analyses: dict[tuple[Split | None, Levers], Estimate | None] = {}
@@ -151,7 +151,9 @@ class Predictions:
         if (split, levers) not in self._analyses:
             text = f"analysing {self._step_text(split, levers)}"
             with shown(text, quiet=self._quiet), pulled(self._model, levers, self._backend):
-                step = peak.step_bytes(self._model, self._spec, split, backend=self._backend, rest=self._rest)
+                # Elsewhere it changes nothing but the name that the answer is kept under.
+                rest = self._rest if self._backend.keeps_freed(self._model) else 0
+                step = peak.step_bytes(self._model, self._spec, split, backend=self._backend, rest=rest)
             self._analyses[split, levers] = step
             if step is not None and step.otherwise is not None:
                 other = dataclasses.replace(levers, own_pages=not levers.own_pages)

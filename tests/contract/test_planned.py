@@ -145,6 +145,18 @@ def test_what_tests_leave_with_the_process_is_reckoned_with_once_where_steps_use
     assert left
 
 
+def test_the_batch_that_an_epoch_ends_with_is_asked_about_where_freed_memory_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, asked = normalized(blocks=1), []
+    backend, analysed = backends.current(), peak.step_bytes
+    monkeypatch.setattr(peak, "step_bytes", lambda *of, rest, **more: asked.append(rest) or analysed(*of, **more))
+    found, _ = batches_of.described({"x": X[: BATCH + 3], "y": Y[: BATCH + 3], "batch_size": BATCH})
+    deciding.build_ahead(model, found)
+    Arrangements(model, found, Request(Budget(2**40, ""), frozenset(), quiet=True), backend).prediction.peak(None)
+    assert asked == [3 if backend.keeps_freed(model) else 0]
+
+
 def test_a_plan_goes_through_json_and_is_followed() -> None:
     plain, ours = normalized(), normalized()
     plan = memfit.plan(ours, X, Y, **RUN, budget=between(ours))

@@ -86,8 +86,7 @@ def step_bytes(model: Any, batch: Any, split: Split | None, kind: StepKind = "tr
         return _on_device(model, program, argument_sizes)
     whole = keras_seam.flatten(read)[0].shape[0]
     size = whole if split is None else min(whole, split.micro_batch_size)
-    last = {whole % size, rest % size} - {0}
-    return _on_host(model, program, argument_sizes, size, sorted(last))
+    return _on_host(model, program, argument_sizes, size, sorted({whole % size, rest % size} - {0}))
 
 
 def _full_parts(shape: Any, split: Split | None) -> Any:
@@ -107,9 +106,7 @@ def compiling_bytes(model: Any) -> int:
     return max(_XLA_COMPILING, _LEAST_COMPILING + _COMPILING_LAYER * len(keras_seam.flat_layers(model)))
 
 
-def _on_host(
-    model: Any, program: Program, argument_sizes: list[int], size: int = 1, smaller: Sequence[int] = ()
-) -> Estimate:
+def _on_host(model: Any, program: Program, argument_sizes: list[int], size: int, smaller: Sequence[int]) -> Estimate:
     """The allocator at its largest. How the process came to its weights is not known, so both ways to start are walked.
 
     Args:
@@ -122,10 +119,11 @@ def _on_host(
     steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _WALKED_OPERATIONS // max(1, program.num_operations)))
     orders = [program, *(program.shuffled(seed) for seed in range(1, steps))]
     but = set(_held_sizes(model))
-    walked = []
-    for place, order in enumerate(orders):
-        sizes = (size, *smaller) if place % _SMALLER_EVERY == 1 else (size,)
-        walked += [resized(order, argument_sizes, size, to, but=but) for to in sizes]
+    walked = [
+        resized(order, argument_sizes, size, to, but=but)
+        for place, order in enumerate(orders)
+        for to in (size, *(smaller if place % _SMALLER_EVERY == 1 else ()))
+    ]
     allocator = heap.of_this_process()
     walkers = Walker((), allocator), Walker(_held_sizes(model), allocator)
     # The first walk of the first tells what is live, and when.
