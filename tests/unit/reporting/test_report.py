@@ -159,6 +159,10 @@ def test_layers_are_grouped_by_their_paths_and_blocks_hold_their_parts() -> None
 def test_what_to_try_names_what_happened() -> None:
     over = dataclasses.replace(report(), peak=Reading(3 * GIB, None, ""))
     assert "more than was predicted" in advice.of_run(over)[0]
+    assert over.plan.peak is not None
+    left_out = dataclasses.replace(over.plan.peak, left_out=3 * GIB)
+    within = dataclasses.replace(over, plan=dataclasses.replace(over.plan, peak=left_out))
+    assert not any("more than was predicted" in sentence for sentence in advice.of_run(within))
     fits = dataclasses.replace(report(), plan=Plan(64, None, Budget(2 * GIB, "")), profile=None)
     assert advice.of_run(fits)[0].startswith("Nothing: the run fitted, with")
 

@@ -118,14 +118,15 @@ def _on_host(model: Any, program: Program, argument_sizes: list[int], size: int,
     """
     steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _WALKED_OPERATIONS // max(1, program.num_operations)))
     orders = [program, *(program.shuffled(seed) for seed in range(1, steps))]
-    but = set(_held_sizes(model))
+    held = _held_sizes(model)
+    of_weights = frozenset(held)
     walked = [
-        resized(order, argument_sizes, size, to, but=but)
+        resized(order, argument_sizes, size, to, but=of_weights)
         for place, order in enumerate(orders)
         for to in (size, *(smaller if place % _SMALLER_EVERY == 1 else ()))
     ]
     allocator = heap.of_this_process()
-    walkers = Walker((), allocator), Walker(_held_sizes(model), allocator)
+    walkers = Walker((), allocator), Walker(held, allocator)
     # The first walk of the first tells what is live, and when.
     walkers[0].step(*walked[0])
     live, moment = walkers[0].arena.peak, moments.moment(model, program, walkers[0].at_peak)

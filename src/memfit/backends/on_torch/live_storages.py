@@ -161,7 +161,7 @@ def _python_type(dtype: torch.dtype) -> type[bool] | type[int] | type[float]:
 def fake_mode() -> Iterator[FakeTensorMode]:
     """A mode in which factories make fake tensors, and constants of the model are taken as fakes.
 
-    What it has learned of operators and shapes PyTorch would keep for ever: 3 MiB and more for each size of an LSTM's parts.
+    What it has learned of operators and shapes PyTorch would keep for ever: megabytes for each size of an LSTM's parts.
     """
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
