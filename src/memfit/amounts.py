@@ -82,8 +82,9 @@ class Estimate:
         workspace: Of ``bytes``, what no tensor of the program holds: kernels' own memory and gaps of the allocator.
         compiling: Host bytes that tracing and compiling the step were seen to take while they lasted; not in ``bytes``.
         fixed: Of ``bytes``, what a step of the model takes at any batch size and with any lever, at the least: its graph.
-        spare: Of ``margin``, what can be left out at first where a step that runs out of memory is undone and tried smaller.
-        left_out: What has been left out of ``margin``; a step may take it where the budget has it.
+        spare: Of ``upper``, what can be left out at first where a step that runs out of memory is undone and tried smaller: of
+            ``margin``, then of ``bytes``.
+        left_out: What has been left out; a step may take it where the budget has it.
         otherwise: What the same step takes with the other setting of ``own_pages``, where the analysis gives both.
     """
 
@@ -108,10 +109,15 @@ class Estimate:
         return self.upper + self.left_out
 
     def cautious(self, share: float) -> Estimate:
-        """The estimate with a share of what can be left out of its margin; all of it at 1."""
+        """The estimate with a share of what can be left out of it; all of it at 1."""
         left_out = int((1.0 - share) * self.spare)
+        of_margin = min(left_out, self.margin)
         return dataclasses.replace(
-            self, margin=self.margin - left_out, spare=self.spare - left_out, left_out=self.left_out + left_out
+            self,
+            bytes=self.bytes - (left_out - of_margin),
+            margin=self.margin - of_margin,
+            spare=self.spare - left_out,
+            left_out=self.left_out + left_out,
         )
 
     def __str__(self) -> str:

@@ -106,3 +106,5 @@ def test_what_can_be_left_out_of_a_margin() -> None:
     assert estimate.cautious(0.0).cautious(1.0).upper == 110, "what was left out is gone"
     assert {estimate.cautious(share).widest for share in (0.0, 0.5, 1.0)} == {140}, "and told"
     assert Estimate(100, 40, "scripted").cautious(0.0).upper == 140
+    beyond = Estimate(100, 40, "scripted", spare=50).cautious(0.0)
+    assert (beyond.bytes, beyond.margin, beyond.widest) == (90, 0, 140), "of the bytes what the margin has not"

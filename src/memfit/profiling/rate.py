@@ -9,10 +9,13 @@ import time
 import keras
 import numpy as np
 
+from memfit import backends
 from memfit.units import MIB
 
-_SIZES = (512, 1024, 2048, 4096)
-_LONG_ENOUGH = 5e-3
+_SIZE = 512
+_PRODUCTS = (1, 4, 16, 64)
+_SIZES_ON_DEVICE = (512, 1024, 2048, 4096)
+_LONG_ENOUGH = 4e-3
 _REPEATS = 8
 """Of three products of 2 ms, the shortest was up to half as fast as in the next process."""
 _TOUCHED = 16 * MIB
@@ -24,17 +27,20 @@ _PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if h
 def matrix_rate() -> float:
     """Floating-point operations a second in a product of float32 matrices; measured once a process, in about 0.1 s.
 
-    Larger matrices are taken until a product is long enough to time: 8 to 32 MiB on a CPU, up to 200 MiB on a GPU.
+    Products go on until they are long enough to time. On a CPU more of them do, in about 5 MiB: larger ones are as fast, but
+    take up to 60 MiB, which the framework keeps. On a GPU, which small ones do not fill, larger ones do, in up to 200 MiB.
 
     Example:
         >>> matrix_rate() > 1e6
         True
     """
-    for size in _SIZES:
-        seconds = _seconds(size)
+    on_device = backends.current().device_memory() is not None
+    rounds = [(size, 1) for size in _SIZES_ON_DEVICE] if on_device else [(_SIZE, products) for products in _PRODUCTS]
+    for size, products in rounds:
+        seconds = _seconds(size, products)
         if seconds > _LONG_ENOUGH:
             break
-    return 2.0 * size**3 / seconds
+    return 2.0 * size**3 * products / seconds
 
 
 @functools.cache
@@ -58,15 +64,17 @@ def page_seconds() -> float:
     return min(touched() for _ in range(_REPEATS)) / _TOUCHED
 
 
-def _seconds(size: int) -> float:
-    """The shortest of some products, the first of which only warms up."""
-    matrix = keras.ops.ones((size, size), "float32")
+def _seconds(size: int, products: int) -> float:
+    """The shortest time of so many products, each of the one before; the first time only warms up."""
+    matrix = keras.ops.full((size, size), 1.0 / size, "float32")  # its own square
 
-    def product() -> float:
-        start = time.perf_counter()
+    def multiplied() -> float:
+        start, found = time.perf_counter(), matrix
+        for _ in range(products):
+            found = keras.ops.matmul(found, matrix)
         # One number is read, so that an asynchronous device has finished.
-        np.asarray(keras.ops.convert_to_numpy(keras.ops.matmul(matrix, matrix)[0, 0]))
+        np.asarray(keras.ops.convert_to_numpy(found[0, 0]))
         return time.perf_counter() - start
 
-    product()
-    return min(product() for _ in range(_REPEATS))
+    multiplied()
+    return min(multiplied() for _ in range(_REPEATS))

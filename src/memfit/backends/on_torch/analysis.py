@@ -35,7 +35,8 @@ _FIXED = 14 * units.MIB
 _SHARE = 0.05
 _SCATTERED = 0.25
 """What the heap's gaps come to beside those of one step on an empty heap, as a share of its furthest reach: what lives on
-from step to step scatters. Where the step fits beside them gaps may come to more; else they are given back before it."""
+from step to step scatters. Where the step fits beside them gaps may come to more; else they are given back before it. Half
+of it can be left out at first, as can what gaps may come to more."""
 _HEAP_SHARE = 0.3
 _COMPILED_SHARE = 0.25
 """For torch.compile, which plans buffers by itself while the analysis runs the step as Python does."""
@@ -80,7 +81,7 @@ def _estimate(model: Any, layout: Layout) -> Estimate:
         source=SOURCE,
         moment=layout.moment,
         workspace=layout.workspace + scattered,
-        spare=0 if writes else _FIXED + gaps,
+        spare=0 if writes else _FIXED + gaps + scattered // 2,
     )
 
 
