@@ -17,7 +17,7 @@ from memfit.cli import main
 from memfit.errors import ArgumentError
 from memfit.probing import trial
 from memfit.probing.capped import run_capped
-from memfit.profiling import batches
+from memfit.profiling import batches, rate
 from memfit.records import Estimate
 from memfit.units import MIB
 
@@ -240,3 +240,18 @@ def test_the_smaller_batch_that_a_data_set_ends_with_is_known() -> None:
     rows = np.zeros((70, 3), "float32"), np.zeros(70, "float32")
     found, _ = batches.described({"x": memfit.data.arrays(*rows, batch_size=30)})
     assert (found.batch_size, found.rest) == (30, 10)
+
+
+@pytest.mark.skipif(current().device_memory() is not None, reason="small products do not fill a GPU")
+def test_the_rate_of_matrix_products_takes_little_memory_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def seconds(size: int, products: int) -> float:
+        asked.append((size, products))
+        return measured(size, products)
+
+    measured = rate._seconds
+    monkeypatch.setattr(rate, "_seconds", seconds)
+    found = rate.matrix_rate.__wrapped__()
+    assert {size for size, _ in asked} == {512}, "larger matrices stay with the framework, of a plan's room"
+    assert 1e9 < found == pytest.approx(rate.matrix_rate(), rel=2.0)
