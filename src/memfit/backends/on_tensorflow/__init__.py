@@ -80,7 +80,7 @@ class _TensorFlow:
 
     def step_costs(self) -> StepCosts:
         without_xla = _WITHOUT_XLA_ON_DEVICE if tf.config.get_visible_devices("GPU") else _WITHOUT_XLA
-        return StepCosts(0.4, part_seconds=1e-3, layer_seconds=2e-4, efficiency=0.5, without_xla=without_xla)
+        return StepCosts(0.4, part_seconds=1e-3, layer_seconds=1e-4, efficiency=0.5, without_xla=without_xla)
 
     def update_in_chunks(self, update: ChunkUpdate, gradient: Any, chunks: Chunks, *, after: Any = None) -> Any:
         return slots.update_in_chunks(update, gradient, chunks, after=after)
