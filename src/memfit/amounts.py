@@ -108,6 +108,10 @@ class Estimate:
         """``upper`` with what has been left out of it: what the step is predicted to stay below."""
         return self.upper + self.left_out
 
+    def most_under(self, bound: int) -> int:
+        """``widest``, or the bound where that is less: what has been left out is only taken where the bound has it."""
+        return min(self.widest, bound) if self.left_out else self.upper
+
     def cautious(self, share: float) -> Estimate:
         """The estimate with a share of what can be left out of it; all of it at 1."""
         left_out = int((1.0 - share) * self.spare)

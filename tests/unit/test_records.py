@@ -106,5 +106,7 @@ def test_what_can_be_left_out_of_a_margin() -> None:
     assert estimate.cautious(0.0).cautious(1.0).upper == 110, "what was left out is gone"
     assert {estimate.cautious(share).widest for share in (0.0, 0.5, 1.0)} == {140}, "and told"
     assert Estimate(100, 40, "scripted").cautious(0.0).upper == 140
+    assert [estimate.cautious(0.0).most_under(bound) for bound in (120, 200)] == [120, 140]
+    assert estimate.most_under(120) == 140, "nothing was left out, so that nothing keeps it from its margin"
     beyond = Estimate(100, 40, "scripted", spare=50).cautious(0.0)
     assert (beyond.bytes, beyond.margin, beyond.widest) == (90, 0, 140), "of the bytes what the margin has not"

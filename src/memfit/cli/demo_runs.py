@@ -38,7 +38,7 @@ class DemoRun:
         accuracy: On held-out images after the last epoch; None where it did not finish.
         micro_batch_size: What memfit split the batch into; None where it did not.
         plan: memfit's plan in a line, or None.
-        predicted_peak_bytes: What memfit predicted as the peak, margin included, or None.
+        predicted_peak_bytes: What memfit predicted as the peak, its whole margin included, or None.
         budget_bytes: What memfit found that it may take, or None.
         planning_seconds: What memfit took before the first step, or None.
         last_words: The last line of a child that failed, or None.

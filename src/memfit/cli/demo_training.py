@@ -153,11 +153,11 @@ def _result(history: Any) -> dict[str, Any]:
     result: dict[str, Any] = {"accuracy": float(history.history["val_accuracy"][-1])}
     report = getattr(history, "memfit", None)
     if report is not None:
-        plan = report.plan
+        plan, budget = report.plan, report.plan.budget.limiting_bytes
         result["micro_batch_size"] = plan.micro_batch_size
         result["plan"] = plan.summary
-        result["predicted_peak_bytes"] = None if plan.peak is None else plan.peak.upper
-        result["budget_bytes"] = plan.budget.limiting_bytes
+        result["predicted_peak_bytes"] = None if plan.peak is None else plan.peak.most_under(budget)
+        result["budget_bytes"] = budget
         result["planning_seconds"] = report.planning_seconds
     return result
 

@@ -26,10 +26,11 @@ def arranged(batch_size: int, budget: Budget, whole: Estimate, search: Search[Le
     """
     best = search.fastest
     assert best is not None, "the search found nothing"
+    most = best.peak.most_under(budget.limiting_bytes)
     reasons = [
         f"the plain step on {batch_size} samples would need {text(whole.upper)} of {text(budget.limiting_bytes)}"
     ]
-    reasons.append(f"{pulled_text(best, batch_size)}: needs {text(best.peak.upper)} at most")
+    reasons.append(f"{pulled_text(best, batch_size)}: needs {text(most)} at most")
     for found in search.slower[:_REJECTED_NAMED]:
         reasons.append(f"{pulled_text(found, batch_size)}: fits too, but would take {found.time:.2f} times as long")
     if search.refused:
