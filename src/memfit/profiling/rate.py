@@ -27,8 +27,8 @@ _PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if h
 def matrix_rate() -> float:
     """Floating-point operations a second in a product of float32 matrices; measured once a process, in about 0.1 s.
 
-    Products go on until they are long enough to time. On a CPU more of them do, in about 5 MiB: larger ones are as fast, but
-    take up to 60 MiB, which the framework keeps. On a GPU, which small ones do not fill, larger ones do, in up to 200 MiB.
+    Products go on until they are long enough to time. On a CPU more of them do, in a few MiB: larger ones are about as fast,
+    but take tens of MiB, which the framework keeps. On a GPU, which small ones do not fill, larger ones do, in up to 200 MiB.
 
     Example:
         >>> matrix_rate() > 1e6
