@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from memfit.planning import planner
 from memfit.planning.fastest import Option, Search, search
 from memfit.records import Budget, Consumer, Estimate, Levers, Remat, Segment
+from memfit.units import text
 
 BUDGET = Budget(20_000, "asked for")
 ONE, TWO = (Levers(remat=Remat(tuple(Segment(i, i + 1) for i in range(number)))) for number in (1, 2))
@@ -54,3 +57,13 @@ def test_a_refusal_names_the_smallest_budget_that_would_do() -> None:
 def test_consumers_are_in_one_line_without_the_empty_ones() -> None:
     consumers = (Consumer("conv", "Conv2D", 2048), Consumer("weights", "weights", 0))
     assert planner.consumers_text(consumers) == "The largest consumers: conv (Conv2D) 2 KiB."
+
+
+def test_what_a_plan_needs_at_most_is_its_whole_margin_as_far_as_the_budget_goes() -> None:
+    searched = found(20_000)
+    assert searched.fastest is not None
+    for left_out, most in ((1_000, searched.fastest.peak.upper + 1_000), (10**9, BUDGET.limiting_bytes)):
+        peak = dataclasses.replace(searched.fastest.peak, left_out=left_out)
+        thin = dataclasses.replace(searched, fastest=dataclasses.replace(searched.fastest, peak=peak))
+        plan = planner.arranged(32, BUDGET, Estimate(64_000, 0, "scripted"), thin)
+        assert any(f"needs {text(most)} at most" in reason for reason in plan.reasons), plan.reasons
