@@ -103,17 +103,7 @@ class Recovery:
         if self._bound is not None and self._bound.keep_gaps_closed():
             self._log("retry", "the same plan, each of whose steps begins without gaps on the heap from now on")
             return
-        try:
-            self._shrink(failure)
-        except OutOfMemoryError:
-            if self._bound is None:
-                raise
-            self._bound.let_go()
-            self._bound = None
-            self._log(
-                "out of memory", "no smaller plan is left: the step is tried once more, without a bound on memory"
-            )
-            return
+        self._shrink(failure)
         if self._bound is not None:
             self._bound.start_over()
 

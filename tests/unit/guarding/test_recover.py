@@ -82,7 +82,7 @@ class Bound:
         self._backend = backend
         self._most = most_bytes
         self.looks = 0
-        self.is_let_go = self.keeps_closed = False
+        self.keeps_closed = False
         self.has_gaps = False
 
     def applied(self) -> Any:
@@ -94,9 +94,6 @@ class Bound:
     def keep_gaps_closed(self) -> bool:
         self.keeps_closed, before = self.has_gaps, self.keeps_closed
         return self.keeps_closed and not before
-
-    def let_go(self) -> None:
-        self.is_let_go = True
 
 
 def test_within_a_bound_a_step_is_made_smaller_until_it_fits_there() -> None:
@@ -125,15 +122,14 @@ def test_a_step_that_found_gaps_goes_through_again_without_them_before_it_is_mad
     assert run.sizes == [16, 8]
 
 
-def test_where_nothing_is_small_enough_for_the_bound_the_step_goes_without() -> None:
+def test_where_nothing_is_small_enough_for_the_bound_it_stays_in_force() -> None:
     backend = SimulatedBackend(total_bytes=1000)
-    bound = Bound(backend, 5)
-    run = Run(backend, bound=bound, tears=True)
-    run.model.fit(batch_size=32, steps=2)
-    assert run.model.weights == (32, 32)
+    run = Run(backend, bound=Bound(backend, 5), tears=True)
+    with pytest.raises(OutOfMemoryError, match="nothing smaller"):
+        run.model.fit(batch_size=32, steps=2)
     assert run.sizes == [16, 8, 4, 2, 1]
-    assert bound.is_let_go
-    assert run.events[-1] == "out of memory"
+    assert backend.peak_bytes <= 5
+    assert run.model.weights == ()
 
 
 def test_other_errors_are_not_met() -> None:

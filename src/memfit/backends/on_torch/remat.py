@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from memfit.backends import error_chain
 from memfit.backends.protocol import PureFunction
 
 _YOUNG = 1
@@ -21,14 +22,19 @@ def rematerialized(function: PureFunction, *, compiled: bool) -> PureFunction:
     what lies around it is compiled.
 
     Keras' tree functions on PyTorch leave cycles that hold the tensors they walked over; a plain step holds these anyway,
-    here they are collected before and after (without: a CNN at 1039 MiB, more than its plain 808).
+    here they are collected before and after (without: a CNN at 1039 MiB, more than its plain 808). The second time the function
+    is left by an exception of PyTorch's, as soon as it has made what the backward pass needs.
     """
 
     def collected(*arguments: Any) -> tuple[list[Any], list[Any]]:
         gc.collect(_YOUNG)
-        results = function(list(arguments))
-        gc.collect(_YOUNG)
-        return results
+        try:
+            return function(list(arguments))
+        except Exception as left:
+            error_chain.drop_frames(left)  # Keras tells it anew, in a cycle with frames that hold the tensors
+            raise
+        finally:
+            gc.collect(_YOUNG)
 
     def call(tensors: list[Any]) -> tuple[list[Any], list[Any]]:
         outputs, others = checkpoint(collected, *tensors, use_reentrant=False)
