@@ -132,6 +132,7 @@ class StepCosts:
         recomputation: Computing the whole forward pass once more, relative to the plain step less its page faults.
         part_seconds: Starting a part of a batch, whatever the model.
         layer_seconds: The same for each layer of the model: its operations are issued once more.
+        reissuing: Issuing a layer for its recomputation, relative to ``layer_seconds``.
         efficiency: Of the rate at which the device multiplies matrices, what a step reaches.
         own_pages: What tensors in pages of their own add, relative to the plain step; None where that is no choice.
         without_xla: What a step takes more without XLA, relative to the plain step of a model that is compiled with it; None
@@ -153,6 +154,7 @@ class StepCosts:
     without_xla: float | None = None
     update_group_bytes: int | None = None
     fresh_pages: bool = False
+    reissuing: float = 1.0
 
     def recomputed(self, again: float, *, kept: float = 1.0, faulting: float = 0.0) -> float:
         """The time of a step that recomputes, relative to the plain step.
@@ -185,5 +187,20 @@ class StepCosts:
             rate: Floating-point operations a second at which the device multiplies matrices.
         """
         issuing = self.part_seconds + self.layer_seconds * num_layers
-        computing = _PASSES * forward / (self.efficiency * rate)
-        return issuing / (issuing + computing)
+        return issuing / self._step(forward, num_layers, rate)
+
+    def part_again(self, forward: float, *, num_layers: int, layers_again: int, rate: float) -> float:
+        """What recomputing adds to that.
+
+        Args:
+            forward: As for ``part``.
+            num_layers: As for ``part``.
+            layers_again: Of those, the ones that are recomputed.
+            rate: As for ``part``.
+        """
+        return self.reissuing * self.layer_seconds * layers_again / self._step(forward, num_layers, rate)
+
+    def _step(self, forward: float, num_layers: int, rate: float) -> float:
+        """Seconds of the plain step."""
+        issuing = self.part_seconds + self.layer_seconds * num_layers
+        return issuing + _PASSES * forward / (self.efficiency * rate)

@@ -12,6 +12,7 @@ from memfit.compiling import CompiledPeaks
 from memfit.errors import DoesNotFitError, OutOfMemoryError
 from memfit.levers import allowed, apart, micro_batch, remat, rungs, without_xla
 from memfit.levers.pulled import pulled
+from memfit.levers.rungs import Rung
 from memfit.levers.verification import Verification, verified
 from memfit.levers.ways import ways
 from memfit.planning import attempt, fastest, guess, planner
@@ -22,7 +23,7 @@ from memfit.predicting import Predictions
 from memfit.profiling.batches import Batches
 from memfit.profiling.peak import RUNTIME_RESERVE
 from memfit.profiling.rate import matrix_rate
-from memfit.records import NO_LEVERS, Estimate, Levers, Plan, Profile, Remat, Split
+from memfit.records import NO_LEVERS, Estimate, Levers, Plan, Profile, Split
 from memfit.reporting.console import say
 from memfit.tiny_batches import TinyBatches
 from memfit.units import GIB, MIB, text
@@ -263,7 +264,7 @@ class Arrangements:
                     step = self._peaks.peak(split, option.key, ceiling)
                     if step.upper <= ceiling:
                         return None
-                    asked.append(Found(option, size, step, option.time + part_time * (batch_size // size - 1)))
+                    asked.append(Found(option, size, step, option.split_time(batch_size // size, part_time)))
         return Search(None, min(asked, key=lambda found: found.peak.upper), tuple(asked))
 
     def _part_time(self) -> float:
@@ -298,22 +299,22 @@ class Arrangements:
     def _options(self) -> list[Option[Levers]]:
         """Every rung of recomputation with every combination of the other levers."""
         computed = [
-            (dataclasses.replace(inexact.levers, remat=rung), inexact.time * time)
+            (dataclasses.replace(inexact.levers, remat=rung.remat), inexact.time * rung.time, rung.part_time)
             for inexact in self._inexact()
-            for rung, time in self._rungs()
+            for rung in self._rungs()
         ]
         return [
-            Option(way, time + more)
-            for levers, time in computed
+            Option(way, time + more, part_time)
+            for levers, time, part_time in computed
             if levers not in self._disproved
             for way, more in ways(self._model, self._backend, levers)
         ]
 
-    def _rungs(self) -> list[tuple[Remat | None, float]]:
-        """What may be recomputed, and the time of a step relative to the plain one."""
+    def _rungs(self) -> list[Rung]:
+        """What may be recomputed, and what it costs."""
         if self._dropped or remat.blocked_reason(self._model) is not None:
-            return [(None, 1.0)]
-        return [(None, 1.0), *rungs.timed(self._chain(), self._backend.step_costs())]
+            return [Rung()]
+        return [Rung(), *rungs.timed(self._chain(), self._backend.step_costs())]
 
     def _predicted(self, ceiling: int, levers: Levers, size: int) -> Estimate:
         whole = size >= (self._batches.batch_size or 1)

@@ -99,6 +99,13 @@ def test_recomputing_saves_the_page_faults_of_what_it_does_not_keep() -> None:
     assert costs.faulting(1e10 / 6, activations=10**9, rate=1e10, page_seconds=1e-9) == pytest.approx(0.5)
 
 
+def test_each_part_issues_again_what_it_recomputes() -> None:
+    costs = StepCosts(0.4, part_seconds=0.1, layer_seconds=0.01, efficiency=0.5, reissuing=1.5)
+    step = {"num_layers": 10, "rate": 1e10}  # 0.2 s of issuing beside 0.8 of computing
+    assert costs.part(4e9 / 3, **step) == pytest.approx(0.2)
+    assert costs.part_again(4e9 / 3, **step, layers_again=4) == pytest.approx(0.06)
+
+
 def test_what_can_be_left_out_of_a_margin() -> None:
     estimate = Estimate(100, 40, "scripted", spare=30)
     assert estimate.cautious(1.0) == estimate

@@ -149,6 +149,11 @@ def recomputation(chain: Chain, remat: Remat) -> float:
     return sum(unit.cost for segment in remat.segments for unit in chain.units[segment.start : segment.stop])
 
 
+def issued_again(chain: Chain, remat: Remat) -> int:
+    """How many layers an arrangement issues a second time, as ``Unit.rounds`` counts."""
+    return sum(unit.rounds for segment in remat.segments for unit in chain.units[segment.start : segment.stop])
+
+
 def choose(chain: Chain, most_bytes: int) -> Remat | None:
     """The arrangement with the least recomputation among those whose activations never exceed some bytes.
 

@@ -25,10 +25,16 @@ class Option(Generic[Key]):
     Attributes:
         key: What it is called when its peak is asked for.
         time: Seconds of a step at the whole batch relative to the plain step: 1.0 costs nothing.
+        part_time: What the setting adds for each part after the first, beside what any part does, relative to the plain step.
     """
 
     key: Key
     time: float = 1.0
+    part_time: float = 0.0
+
+    def split_time(self, num_parts: int, part_time: float) -> float:
+        """The time of a step in parts, where each after the first adds ``part_time`` whatever the setting."""
+        return self.time + (part_time + self.part_time) * (num_parts - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +141,7 @@ class _Question(Generic[Key]):
     guess: Callable[[Key, int], int] | None
 
     def time(self, option: Option[Key], batch_size: int, size: int) -> float:
-        return option.time + self.part_time * (-(-batch_size // size) - 1)
+        return option.split_time(-(-batch_size // size), self.part_time)
 
     def guessed(self, option: Option[Key], size: int) -> int:
         return 0 if self.guess is None else self.guess(option.key, size)

@@ -13,15 +13,19 @@ from memfit.planning.search import sizes
 from memfit.records import Estimate
 
 PART_TIME = 0.02
+Scripted = tuple[float, int, int, float]
 
 models = st.lists(
-    st.tuples(st.floats(1.0, 3.0), st.integers(0, 10**6), st.integers(1, 10**5)), min_size=1, max_size=6, unique=True
+    st.tuples(st.floats(1.0, 3.0), st.integers(0, 10**6), st.integers(1, 10**5), st.floats(0.0, 0.1)),
+    min_size=1,
+    max_size=6,
+    unique=True,
 )
-"""For each option: its time, the bytes that do not grow with the part, and the bytes of a sample."""
+"""For each option: its time, the bytes that do not grow with the part, those of a sample, and the time of each further part."""
 
 
-def searched(model: list[tuple[float, int, int]], batch: int, ceiling: int, **settings: Any) -> Search[int]:
-    options = [Option(index, time) for index, (time, _, _) in enumerate(model)]
+def searched(model: list[Scripted], batch: int, ceiling: int, **settings: Any) -> Search[int]:
+    options = [Option(index, time, part_time) for index, (time, _, _, part_time) in enumerate(model)]
 
     def predict(key: int, size: int) -> Estimate:
         return Estimate(model[key][1] + size * model[key][2], 0, "scripted")
@@ -29,11 +33,11 @@ def searched(model: list[tuple[float, int, int]], batch: int, ceiling: int, **se
     return search(options, batch, predict=predict, ceiling=ceiling, part_time=PART_TIME, **settings)
 
 
-def tried(model: list[tuple[float, int, int]], batch: int, ceiling: int) -> float | None:
+def tried(model: list[Scripted], batch: int, ceiling: int) -> float | None:
     """The time of the best of all arrangements."""
     times = [
-        time + PART_TIME * (-(-batch // size) - 1)
-        for time, fixed, sample in model
+        time + (PART_TIME + part_time) * (-(-batch // size) - 1)
+        for time, fixed, sample, part_time in model
         for size in (batch, *sizes(batch))
         if fixed + size * sample <= ceiling
     ]
@@ -50,7 +54,7 @@ def test_it_finds_what_trying_everything_finds(model, batch: int, ceiling: int) 
 def test_what_is_found_fits(model, batch: int, ceiling: int) -> None:
     best = searched(model, batch, ceiling).fastest
     if best is not None:
-        _, fixed, sample = model[best.option.key]
+        _, fixed, sample, _ = model[best.option.key]
         assert fixed + best.size * sample == best.peak.bytes <= ceiling
 
 
@@ -66,7 +70,7 @@ def test_more_budget_never_gives_a_slower_plan(model, batch: int, one: int, othe
 def test_where_nothing_fits_the_least_that_would_do_is_said(model, batch: int, ceiling: int) -> None:
     found = searched(model, batch, ceiling)
     if found.fastest is None:
-        least = min(fixed + sample for _, fixed, sample in model)
+        least = min(fixed + sample for _, fixed, sample, _ in model)
         assert found.smallest.peak.upper == least > ceiling
         assert len(found.refused) == len(model)
 
@@ -97,7 +101,7 @@ def test_what_is_said_to_be_slower_fits_and_is(model, batch: int, ceiling: int) 
 
 
 def test_a_batch_that_may_not_be_split_is_recomputed() -> None:
-    model = [(1.0, 100, 10), (1.3, 100, 2)]
+    model = [(1.0, 100, 10, 0.0), (1.3, 100, 2, 0.0)]
     found = searched(model, 64, 500, splits=False).fastest
     assert isinstance(found, Found)
     assert (found.option.key, found.size) == (1, 64)

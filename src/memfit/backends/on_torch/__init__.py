@@ -84,6 +84,7 @@ class _Torch:
             layer_seconds=2e-4,
             efficiency=0.5,
             own_pages=0.8 if on_cpu else None,
+            reissuing=1.5,  # a hook is called for each tensor that is kept
             update_group_bytes=(4 if on_cpu else 64) * MIB,  # what a cache holds; what keeps a GPU busy
         )
 
