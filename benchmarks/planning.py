@@ -52,7 +52,7 @@ RECOMPUTED = ("none", "half", "sqrt")
 FACTORS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 PLANNED_FACTORS = (2.0, 4.0, 8.0, 16.0)
 JIT = {"xla": True, "no xla": False}
-STEPS, EPOCHS = 2, 3
+STEPS, EPOCHS = 2, 5
 NO_CAP = 10 * GIB
 TIME_LIMIT = 400
 

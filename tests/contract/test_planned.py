@@ -13,15 +13,17 @@ import pytest
 
 import memfit
 from memfit import arranging, backends, budgeting, deciding, units
-from memfit.arranging import Arrangements, Request
+from memfit.arranging import Arrangements, Decision, Request
 from memfit.budgeting.ceiling import Ceiling
 from memfit.errors import ArgumentError, DoesNotFitError
 from memfit.levers import micro_batch, remat, verification, without_xla
+from memfit.planning import planner
 from memfit.predicting import Predictions
 from memfit.profiling import batches as batches_of
 from memfit.profiling import peak
 from memfit.records import Budget, Levers, Plan, Remat, Segment, Split, TensorSpec
 from memfit.reporting import page
+from memfit.tiny_batches import TinyBatches
 
 RNG = np.random.default_rng(3)
 BATCH = 320
@@ -299,3 +301,14 @@ def test_slots_above_the_budget_are_refused_before_they_are_made(optimizer: str,
     if slots:
         assert f"will hold {units.text(slots * weights)}" in str(refused.value)
     assert model.optimizer.built == (not slots)
+
+
+def test_after_a_failure_no_model_is_tested_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = normalized()
+    found, _ = batches_of.described({"x": X, "y": Y, "batch_size": BATCH})
+    deciding.build(model, found.spec)
+    request = Request(Budget(2**40, ""), frozenset(), quiet=True)
+    monkeypatch.setattr(TinyBatches, "sample", lambda self, fewest: None)
+    monkeypatch.setattr(micro_batch, "separability", lambda *_: pytest.fail("it was tested"))
+    whole = Decision(planner.plain(BATCH, request.budget, None), halving=True)
+    assert deciding.smaller(whole, model, found, request, backend=backends.current()) is None

@@ -62,6 +62,18 @@ def arrays_that_come_between_two_steps_do_not_count_before_they_are_touched() ->
     assert untouched.size == 4 * ROOM
 
 
+def what_is_mapped_in_a_step_and_never_touched_is_found_to_be_room_once() -> None:
+    bound = HostBound(held() + ROOM)
+    with bound.applied():
+        untouched = np.empty(ROOM // 2, "uint8")
+        assert len(taken(2 * ROOM)) * BLOCK <= ROOM // 2
+    assert bound.finds_room()
+    assert not bound.finds_room()
+    with bound.applied():
+        assert len(taken(2 * ROOM)) * BLOCK >= 0.75 * ROOM
+    del untouched
+
+
 def free_pages_of_the_heap_are_room_but_not_more_room() -> None:
     """They are filled again without a new mapping; what is left for mappings is so much less."""
     small = [np.ones(100_000, "uint8") for _ in range(600)]

@@ -20,6 +20,7 @@ SCRIPT = Path(__file__).with_name("host_bound_script.py")
         "what_goes_beyond_the_bound_fails_and_afterwards_does_not",
         "what_is_mapped_and_never_touched_does_not_count",
         "arrays_that_come_between_two_steps_do_not_count_before_they_are_touched",
+        "what_is_mapped_in_a_step_and_never_touched_is_found_to_be_room_once",
         "free_pages_of_the_heap_are_room_but_not_more_room",
         "free_pages_of_the_heap_are_not_taken_for_large_blocks_in_pages_of_their_own",
         "gaps_are_closed_after_an_allocation_that_failed",

@@ -29,7 +29,7 @@ _GAP = 64 * KIB
 """The smallest gap that is closed."""
 
 _GAPS = 16 * MIB
-"""Where a step finds fewer bytes in gaps, it cannot have failed for them."""
+"""Where a step finds fewer bytes in gaps, or outside of them, it cannot have failed for them."""
 
 _ROOM = 16 * MIB
 """A gap that takes what a step allocates as fresh memory does."""
@@ -52,7 +52,7 @@ class HostBound:
         self.is_step_compiled = False
         self._most = most_bytes
         self._untouched = self._gaps = 0
-        self._keeps_closed = False
+        self._keeps_closed = self._has_looked = False
         self._limit = self._reached = 0
         self._next_look = 0.0
         self._soft = resource.RLIM_INFINITY
@@ -70,13 +70,25 @@ class HostBound:
         host_allocator.trim()
         self._look_anew()
 
+    def finds_room(self) -> bool:
+        """After an allocation that failed, for the same step: whether the bound was too low, once a plan.
+
+        Steps start threads and make code, of whose address space little is ever touched. What has come since the last look
+        counted as memory.
+        """
+        if self._has_looked:
+            return False
+        self._has_looked, before = True, self._limit
+        self.calibrate()
+        return self._limit >= before + _GAPS
+
     def start_over(self) -> None:
         """After an allocation that failed, for a smaller step: closes the heap's gaps and calibrates.
 
         glibc gives the thread memory of another heap from then on, and the thread comes back to gaps of the heap before only
         where nothing can be mapped any more. They would be taken for room, and smaller steps would have none.
         """
-        self._keeps_closed = False
+        self._keeps_closed = self._has_looked = False
         self._close()
 
     def keep_gaps_closed(self) -> bool:

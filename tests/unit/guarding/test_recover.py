@@ -84,6 +84,13 @@ class Bound:
         self.looks = 0
         self.keeps_closed = False
         self.has_gaps = False
+        self.more = 0
+
+    def finds_room(self) -> bool:
+        """Once."""
+        more, self.more = self.more, 0
+        self._most += more
+        return more > 0
 
     def applied(self) -> Any:
         return self._backend.bounded_device(self._most)
@@ -120,6 +127,17 @@ def test_a_step_that_found_gaps_goes_through_again_without_them_before_it_is_mad
     bound._most = 100
     run.model.fit(batch_size=32)
     assert run.sizes == [16, 8]
+
+
+def test_where_the_bound_was_too_low_the_step_goes_through_again_as_it_is() -> None:
+    backend = SimulatedBackend(total_bytes=1000)
+    bound = Bound(backend, 300)
+    bound.more = 100
+    run = Run(backend, bound=bound)
+    run.model.fit(batch_size=32, steps=3)
+    assert run.model.weights == (32, 32, 32)
+    assert run.sizes == []
+    assert run.events == ["out of memory", "retry"]
 
 
 def test_where_nothing_is_small_enough_for_the_bound_it_stays_in_force() -> None:
