@@ -74,13 +74,16 @@ class HostBound:
         """After an allocation that failed, for the same step: whether the bound was too low, once a plan.
 
         Steps start threads and make code, of whose address space little is ever touched. What has come since the last look
-        counted as memory.
+        counted as memory. Gaps are closed as after any failure.
         """
         if self._has_looked:
             return False
-        self._has_looked, before = True, self._limit
+        self._has_looked, before = True, self._untouched
         self.calibrate()
-        return self._limit >= before + _GAPS
+        if self._untouched < before + _GAPS:
+            return False
+        self._close()
+        return True
 
     def start_over(self) -> None:
         """After an allocation that failed, for a smaller step: closes the heap's gaps and calibrates.

@@ -100,11 +100,11 @@ class Recovery:
                 "`budget`, and start again from your last checkpoint."
             )
         self._seen.clear()
-        if self._bound is not None and self._bound.finds_room():
-            self._log("retry", "the same plan, for which there is more room than address space told")
-            return
         if self._bound is not None and self._bound.keep_gaps_closed():
             self._log("retry", "the same plan, each of whose steps begins without gaps on the heap from now on")
+            return
+        if self._bound is not None and self._bound.finds_room():
+            self._log("retry", "the same plan, for which there is more room than address space told")
             return
         self._shrink(failure)
         if self._bound is not None:
