@@ -135,10 +135,10 @@ def _halved(
     if decision.split is not None:
         split = dataclasses.replace(decision.split, micro_batch_size=half)
         return dataclasses.replace(decision, plan=plan, split=split, halving=True, planned=None)
-    # A test would be what the process is killed for: it is made where there is room.
-    knows = batches.spec is not None
-    arrangements = (decision.arrangements or Arrangements(model, batches, request, backend)) if knows else None
-    finding = arrangements.separability() if arrangements else _separability(model, batches, request, backend)
+    if batches.spec is None:
+        finding = _separability(model, batches, request, backend)
+    else:  # tested where there is room for that, else it would be what the process is killed for
+        finding = (decision.arrangements or Arrangements(model, batches, request, backend)).separability()
     if finding.split is None and "inexact_micro_batch" not in request.allow:
         return None
     return dataclasses.replace(_split_decision(plan, finding, half), halving=True)
