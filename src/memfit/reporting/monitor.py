@@ -148,10 +148,11 @@ class MemoryMonitor(Places):
     def peak(self) -> Reading:
         """The highest sample so far, host and device each at its own highest moment."""
         samples = self.timeline.samples
-        if self._watcher is not None:
-            return self._watcher.peak
-        devices = [sample.device_bytes for sample in samples if sample.device_bytes is not None]
         host = max((sample.host_bytes for sample in samples), default=0)
+        if self._watcher is not None:  # which knows those between two samples, not the first and the last one
+            peak = self._watcher.peak
+            return Reading(max(peak.host_bytes, host), peak.device_bytes, peak.source)
+        devices = [sample.device_bytes for sample in samples if sample.device_bytes is not None]
         return Reading(host, max(devices, default=None), "samples of the timeline")
 
     def to_csv(self) -> str:
