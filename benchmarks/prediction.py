@@ -109,6 +109,13 @@ def host_peak() -> Iterator[list[int]]:
         highest[0] = max(highest[0], status_bytes("VmHWM") - status_bytes("RssFile") - status_bytes("RssShmem"))
 
 
+def trimming(backend: Any) -> list[Any]:
+    """Callbacks that give free pages back before each step, as ``memfit.fit`` does where it would not fit beside them."""
+    from memfit.guarding.trimming import Trimming
+
+    return [Trimming(lambda: 1, lambda: 0)] if backend.step_costs().own_pages is not None else []
+
+
 def base_bytes(model: Any, backend: Any) -> int:
     """What is held between steps, on the device or in the process, once all that was started is done."""
     import keras
@@ -131,7 +138,6 @@ def measure(trial: Trial) -> dict[str, Any]:
     from memfit import backends
     from memfit.backends import keras_seam
     from memfit.executing import attached, feeding
-    from memfit.guarding.trimming import Trimming
     from memfit.profiling import peak
     from memfit.records import Split
 
@@ -170,8 +176,7 @@ def measure(trial: Trial) -> dict[str, Any]:
     fed, _ = feeding.streamed(arguments)
     with attached.attached(model, split, backend, analysed=True), host_peak() as highest:
         # As memfit.fit does under a budget that the step only just fits.
-        trimming = [Trimming(lambda: 1, lambda: 0)] if backend.step_costs().own_pages is not None else []
-        model.fit(**fed, callbacks=trimming)
+        model.fit(**fed, callbacks=trimming(backend))
     device = backend.device_memory()
     measured = (highest[0] if device is None else device.peak_bytes) - base
     row |= {"base": base, "measured": measured, "planned": planned.upper - base}

@@ -81,7 +81,7 @@ def measure(name: str, level: str, micro: bool, jit: bool) -> dict[str, Any]:
     """One row, in this process."""
     import keras
     import numpy as np
-    from prediction import base_bytes, host_peak
+    from prediction import base_bytes, host_peak, trimming
 
     from memfit import backends
     from memfit.backends import keras_seam
@@ -112,7 +112,7 @@ def measure(name: str, level: str, micro: bool, jit: bool) -> dict[str, Any]:
         estimate = backend.step_bytes(model, spec, split)
         base = base_bytes(model, backend)
         with attached.attached(model, split, backend, analysed=True), host_peak() as highest:
-            model.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0, callbacks=[clock])
+            model.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0, callbacks=[clock, *trimming(backend)])
     mib = 2**20
     return {
         "backend": backend.name,
