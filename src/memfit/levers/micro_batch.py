@@ -33,8 +33,8 @@ DRAWS = 3
 """Tiny batches that are tried, where the difference may be a kink's."""
 
 _KINK = 0.1
-"""A smaller difference may come of a maximum or a ReLU that rounding tips over, as a U-Net showed now and then. One of a layer that
-mixes samples, or of a lever that is wrong, is there on every batch."""
+"""A smaller difference may come of a maximum or a ReLU that rounding tips over, as a U-Net showed now and then. One of a
+layer that mixes samples, or of a lever that is wrong, is there on every batch."""
 
 _CHUNK = 2**18
 """Numbers of two gradients that are compared at a time."""
