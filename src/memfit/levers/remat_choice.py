@@ -146,12 +146,16 @@ def held_shares(chain: Chain, remat: Remat) -> dict[str, float]:
 
 def recomputation(chain: Chain, remat: Remat) -> float:
     """What an arrangement computes a second time, in the units of ``Unit.cost``."""
-    return sum(unit.cost for segment in remat.segments for unit in chain.units[segment.start : segment.stop])
+    return sum(unit.cost for unit in _recomputed(chain, remat))
 
 
 def issued_again(chain: Chain, remat: Remat) -> int:
     """How many layers an arrangement issues a second time, as ``Unit.rounds`` counts."""
-    return sum(unit.rounds for segment in remat.segments for unit in chain.units[segment.start : segment.stop])
+    return sum(unit.rounds for unit in _recomputed(chain, remat))
+
+
+def _recomputed(chain: Chain, remat: Remat) -> list[Unit]:
+    return [unit for segment in remat.segments for unit in chain.units[segment.start : segment.stop]]
 
 
 def choose(chain: Chain, most_bytes: int) -> Remat | None:

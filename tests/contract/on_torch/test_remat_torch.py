@@ -6,8 +6,13 @@ import gc
 
 import keras
 import numpy as np
-import torch
+import pytest
 from keras import layers
+
+if keras.backend.backend() != "torch":
+    pytest.skip("for the PyTorch backend", allow_module_level=True)
+
+import torch
 
 from memfit import backends
 from memfit.levers import remat
